@@ -1,0 +1,1 @@
+"""Where face photographs come from; replaced below."""

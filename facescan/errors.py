@@ -1,0 +1,60 @@
+"""Everything facescan raises, as one tree.
+
+FacescanError
+├── UsageError              the command or its configuration cannot work (exit 2)
+│   ├── UnknownNameError    a name that no file carries
+│   └── DataError           a source file or shard is not what it should be: says file and row
+├── EngineError             an engine cannot start or has died (exit 1)
+│   └── EngineUnavailable   a package or device that the engine needs is not here
+├── MixingError             the run folder holds answers asked under other settings (exit 4)
+└── BadImage                the bytes of one image cannot be used; becomes the outcome `bad_image`
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FacescanError(Exception):
+    """Base of all errors of facescan; its message is written for the person at the terminal."""
+
+
+class UsageError(FacescanError):
+    """A command, flag or configuration that cannot work; nothing was written."""
+
+
+class UnknownNameError(UsageError):
+    """A name of a dataset, model, protocol, attribute, recipe or engine that no file carries."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = get_close_matches(name, names, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        super().__init__(f"unknown {kind} '{name}'; known: {', '.join(names) or 'none'}.{hint}")
+
+
+class DataError(UsageError):
+    """A source file or shard that is not what it should be."""
+
+
+class EngineError(FacescanError):
+    """An engine that cannot start, or has died and can answer nothing more."""
+
+
+class EngineUnavailable(EngineError):
+    """A package or device the engine needs is missing; the message says how to get it."""
+
+
+class MixingError(FacescanError):
+    """Refused: the run folder holds answers of this combination asked under other settings."""
+
+
+class BadImage(FacescanError):
+    """The bytes of one image cannot be used.
+
+    Attributes:
+        reason: one word of a closed set (`facescan.images` lists it), fit for counting.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason = reason
+        super().__init__(f"{reason}: {detail}")

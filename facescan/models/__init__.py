@@ -1,0 +1,118 @@
+"""Which models can be asked: one YAML card each, found by its file name.
+
+A card says which engine runs it, the checkpoint and revision, what it answers and how it is
+asked by default.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from facescan import registry
+from facescan.errors import UsageError
+
+PACKAGE = "facescan.models"
+FOLDER_CARD = "facescan.yaml"
+"""A model folder given as `--model FOLDER` holds its card under this name."""
+
+
+class Checkpoint(BaseModel):
+    """Where weights come from: a Hugging Face repository or a local folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    """Repository id, or a folder; `./name` is relative to the card's own file."""
+    revision: str | None = None
+    """Commit or tag; None takes the repository's main branch. The commit loaded is recorded."""
+    processor: str | None = None
+    """Where tokenizer and image processor come from, if not from `path`."""
+
+
+class ModelCard(BaseModel):
+    """A model as facescan knows it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    description: str
+    engine: str
+    """A file of `serving/engines/`."""
+    protocol: str
+    """Default protocol."""
+    attributes: tuple[str, ...]
+    """What the model can be asked."""
+    checkpoint: Checkpoint | None = None
+    checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
+    """By attribute, for families with one fine-tune per attribute; excludes `checkpoint`."""
+    prompt: str = "{question}"
+    """The form in which this model expects a question, such as `answer en {question}`."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    gpus: int | None = Field(default=None, ge=0)
+    """GPUs of one engine; None: `tensor_parallel_size` where the cluster has GPUs, else 0."""
+    engine_options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Engine-specific settings; the engine's module documents and checks them."""
+    licence: str = ""
+    source: str = ""
+
+    @model_validator(mode="after")
+    def _checkpoints_cover_attributes(self) -> Self:
+        if self.checkpoint is not None and self.checkpoints:
+            raise ValueError("give either `checkpoint` or `checkpoints`")
+        if self.checkpoints and set(self.checkpoints) != set(self.attributes):
+            raise ValueError("`checkpoints` must name exactly the card's attributes")
+        return self
+
+    def checkpoint_for(self, attribute: str) -> Checkpoint | None:
+        """The weights that answer `attribute`; None for engines without weights."""
+        return self.checkpoints.get(attribute, self.checkpoint)
+
+
+def names() -> tuple[str, ...]:
+    """The names of all cards."""
+    return registry.names(PACKAGE)
+
+
+def _resolve(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def absolute(value: str) -> str:
+        return str((folder / value).resolve()) if value.startswith("./") else value
+
+    return {
+        key: absolute(value) if key in ("path", "processor") and value else value
+        for key, value in checkpoint.items()
+    }
+
+
+@cache
+def _read(file: Path, name: str) -> ModelCard:
+    fields: dict[str, Any] = yaml.safe_load(file.read_text())
+    if "checkpoint" in fields:
+        fields["checkpoint"] = _resolve(fields["checkpoint"], file.parent)
+    if "checkpoints" in fields:
+        fields["checkpoints"] = {
+            attribute: _resolve(checkpoint, file.parent)
+            for attribute, checkpoint in fields["checkpoints"].items()
+        }
+    try:
+        return ModelCard(**fields | {"name": name})
+    except ValidationError as error:
+        raise UsageError(f"{file}: not a model card:\n{error}") from error
+
+
+def load(name: str) -> ModelCard:
+    """The card of that name, or of a model folder that holds a `facescan.yaml`.
+
+    Raises:
+        UnknownNameError: no file carries the name.
+        UsageError: the file is not a valid card.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / FOLDER_CARD).is_file():
+            raise UsageError(f"--model {name}: the folder has no model card {FOLDER_CARD}")
+        return _read((folder / FOLDER_CARD).resolve(), folder.resolve().name)
+    return _read(registry.path(PACKAGE, name), name)

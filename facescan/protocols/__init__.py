@@ -1,0 +1,83 @@
+"""How a question is put: the exact wording, the labels offered, calls, answer mode, decoding.
+
+One YAML file per protocol; the file name is its name and part of a result's identity. A changed
+wording, option order or answer mode is another protocol with a name of its own.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from facescan import registry
+from facescan.errors import UsageError
+from facescan.types import AnswerMode
+
+PACKAGE = "facescan.protocols"
+
+
+class Asked(BaseModel):
+    """How one attribute is asked in a protocol."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label_set: str
+    """The label set that is offered."""
+    question: str
+    """The wording; `{labels}` is replaced by the offered texts joined with `separator`."""
+    offered: dict[str, str] = Field(default_factory=dict)
+    """Label -> the text offered for it, where that is not the label itself."""
+    order: list[str] | None = None
+    """Labels in the order they are offered; default: the label set's order."""
+    quote: str = ""
+    """Put around each offered text inside `{labels}`."""
+    separator: str = ", "
+
+
+class Protocol(BaseModel):
+    """A protocol; see the module's docstring."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    description: str
+    source: str = ""
+    joint: bool = False
+    """True: one call asks for all attributes (`joint_question`); False: one call each."""
+    joint_question: str | None = None
+    """The wording of a joint call; `{<attribute>_labels}` stands for its offered texts."""
+    verbatim: bool = False
+    """True: the wording is sent as it is, without the model card's own prompt form."""
+    answer_mode: AnswerMode = AnswerMode.FREE
+    max_tokens: int = Field(default=16, ge=1)
+    temperature: float = Field(default=0.0, ge=0.0)
+    attributes: dict[str, Asked]
+
+
+def names() -> tuple[str, ...]:
+    """The names of all protocols."""
+    return registry.names(PACKAGE)
+
+
+@cache
+def _read(file: Path) -> Protocol:
+    fields: dict[str, Any] = yaml.safe_load(file.read_text())
+    if "extends" in fields:
+        base = _read(registry.path(PACKAGE, str(fields.pop("extends"))))
+        fields = base.model_dump() | fields
+    try:
+        return Protocol(**fields | {"name": file.stem})
+    except ValidationError as error:
+        raise UsageError(f"{file}: not a protocol:\n{error}") from error
+
+
+def load(name: str) -> Protocol:
+    """The protocol of that name; a file may say `extends: <name>` and override some fields.
+
+    Raises:
+        UnknownNameError: no file carries the name.
+        UsageError: the file is not a valid protocol.
+    """
+    return _read(registry.path(PACKAGE, name))

@@ -1,0 +1,1 @@
+"""A run folder: its fingerprint, its durable replies, and the predictions made of them."""

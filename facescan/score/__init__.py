@@ -1,0 +1,1 @@
+"""From predictions to counts, metrics and intervals; needs neither Ray nor an engine."""

@@ -1,0 +1,1 @@
+"""Run and training configurations that ship with facescan."""

@@ -1,0 +1,1 @@
+"""Where answers come from: the Engine contract, the engines, and the online service."""

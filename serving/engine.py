@@ -1,0 +1,134 @@
+"""The Engine contract: what a file of `serving/engines/` is, and what its engine promises.
+
+An engine is an ordinary object, the same for batch runs, the online service and tests. It knows
+neither Ray nor the journal. A file of `serving/engines/` defines the functions of `EngineModule`.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol, cast
+
+from facescan import images, registry
+from facescan.errors import BadImage
+from facescan.models import Checkpoint, ModelCard
+from facescan.types import Outcome, Reply, Request
+
+PACKAGE = "serving.engines"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What the run decides about an engine; nothing here may change an answer.
+
+    Attributes:
+        gpus: GPUs given to this engine; 0 on a machine without.
+        cpus: cores this engine may keep busy (decoding, torch threads).
+        limits: what counts as an acceptable image; part of the dataset's fingerprint.
+    """
+
+    gpus: int = 0
+    cpus: int = 2
+    limits: images.Limits = field(default_factory=images.Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What is answering, as far as it can change an answer; recorded in the run's manifest.
+
+    Attributes:
+        engine: name and version, such as `vllm 0.32.0 (cpu)`.
+        resolved_model: checkpoint and the commit loaded.
+        numerics: dtype, attention, and other settings that can change an answer.
+    """
+
+    engine: str
+    resolved_model: str
+    numerics: dict[str, str]
+
+
+class Engine(Protocol):
+    """Answers requests."""
+
+    info: EngineInfo
+
+    def answer(self, requests: Sequence[Request]) -> AsyncIterator[Reply]:
+        """Yield exactly one reply per request, in completion order, joined by `request_id`.
+
+        May be called again while earlier calls are still being answered. Requests of one image
+        stand together, so that its pixels are made once. A request that fails is a Reply with
+        `error_kind`; images that do not decode end as `bad_image`.
+
+        Raises:
+            EngineError: the engine is dead; nothing asked from now on will be answered.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give back devices and processes; the engine answers nothing afterwards."""
+        ...
+
+
+class EngineModule(Protocol):
+    """What a file of `serving/engines/` defines at module level."""
+
+    def missing(self) -> str | None:
+        """Why this engine cannot run here and what would help, or None where it can.
+
+        Imports nothing heavy: it looks for packages and devices.
+        """
+        ...
+
+    def preprocessing(self, card: ModelCard) -> str:
+        """Names how pixels are made for the model; part of every request's identity."""
+        ...
+
+    def load(
+        self, card: ModelCard, checkpoint: Checkpoint | None, settings: EngineSettings
+    ) -> Engine:
+        """Start an engine with these weights; blocks until it can answer.
+
+        Raises:
+            EngineUnavailable: a package or device is missing.
+            EngineError: the weights cannot be loaded.
+        """
+        ...
+
+
+def names() -> tuple[str, ...]:
+    """The names of all engines."""
+    return registry.names(PACKAGE)
+
+
+def module(name: str) -> EngineModule:
+    """The file of that name.
+
+    Raises:
+        UnknownNameError: no file carries the name.
+    """
+    return cast(EngineModule, registry.load(PACKAGE, name))
+
+
+def failed(
+    request: Request,
+    info: EngineInfo,
+    cause: BaseException,
+    *,
+    latency_s: float,
+    attempts: int = 1,
+) -> Reply:
+    """The reply of a request that got no answer: `bad_image` for BadImage, else `engine_error`."""
+    kind = Outcome.BAD_IMAGE if isinstance(cause, BadImage) else Outcome.ENGINE_ERROR
+    message = str(cause) if isinstance(cause, BadImage) else f"{type(cause).__name__}: {cause}"
+    return Reply(
+        request_id=request.request_id,
+        raw_response=None,
+        finish_reason=None,
+        engine=info.engine,
+        resolved_model=info.resolved_model,
+        created_at=datetime.now(UTC),
+        latency_s=latency_s,
+        attempts=attempts,
+        error_kind=kind,
+        error=message[:2000],
+    )
