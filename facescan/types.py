@@ -201,27 +201,26 @@ REPLY_SCHEMA = pa.schema(
 )
 
 
-PREDICTION_SCHEMA = pa.schema(
-    [
-        pa.field("dataset", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("attribute", pa.string(), nullable=False),
-        pa.field("person", pa.int16(), nullable=False),
-        pa.field("model", pa.string(), nullable=False),
-        pa.field("protocol", pa.string(), nullable=False),
-        pa.field("answer_mode", pa.string(), nullable=False),
-        pa.field("image_sha256", pa.string(), nullable=False),
-        pa.field("subject_id", pa.string()),
-        pa.field("request_id", pa.string(), nullable=False),
-        pa.field("outcome", pa.string(), nullable=False),
-        pa.field("label", pa.string()),
-        pa.field("asked_label_set", pa.string(), nullable=False),
-        pa.field("target", pa.string()),
-        pa.field("target_label_set", pa.string()),
-        pa.field("parser_version", pa.string(), nullable=False),
-    ]
-)
+_PREDICTION_FIELDS: "list[pa.Field[Any]]" = [
+    pa.field("dataset", pa.string(), nullable=False),
+    pa.field("split", pa.string(), nullable=False),
+    pa.field("image_id", pa.string(), nullable=False),
+    pa.field("attribute", pa.string(), nullable=False),
+    pa.field("person", pa.int16(), nullable=False),
+    pa.field("model", pa.string(), nullable=False),
+    pa.field("protocol", pa.string(), nullable=False),
+    pa.field("answer_mode", pa.string(), nullable=False),
+    pa.field("image_sha256", pa.string(), nullable=False),
+    pa.field("subject_id", pa.string()),
+    pa.field("request_id", pa.string(), nullable=False),
+    pa.field("outcome", pa.string(), nullable=False),
+    pa.field("label", pa.string()),
+    pa.field("asked_label_set", pa.string(), nullable=False),
+    pa.field("target", pa.string()),
+    pa.field("target_label_set", pa.string()),
+    pa.field("parser_version", pa.string(), nullable=False),
+]
+PREDICTION_SCHEMA = pa.schema(_PREDICTION_FIELDS)
 """The fixed columns, which are the key (`dataset` to `protocol`) and what was found. The shard's
 `label_*`, `value_*` and `group_*` columns follow them under their own names."""
 
