@@ -1,1 +1,1 @@
-"""A run folder: its fingerprint, its durable replies, and the predictions made of them."""
+"""A run folder: what was asked, the durable replies, and the predictions made of them."""

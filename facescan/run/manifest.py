@@ -1,0 +1,132 @@
+"""What a run is: its dataset, everything it asked of whom, and where it ran.
+
+The manifest is the run's fingerprint. A combination of model, protocol and attribute that stands
+in it can be continued but not changed; one that does not is growth.
+"""
+
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from facescan import durable
+from facescan.errors import MixingError
+
+SCHEMA_VERSION = 1
+
+
+class DatasetRecord(BaseModel):
+    """The dataset of a run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    location: str
+    digest: str
+    """Over the shard digests of the ingest manifest."""
+    names: list[str]
+    split: str | None
+    label_sets: dict[str, str]
+    """Attribute -> the label set its truth is given in."""
+    licence: str | None = None
+    images: int
+    """Rows of the dataset (of the split), before `limit`."""
+    seed: int
+    limit: int | None
+    max_bytes: int
+    max_pixels: int
+    min_side: int
+
+
+class Combination(BaseModel):
+    """One attribute asked of one model under one protocol."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    protocol: str
+    attribute: str
+    label_set: str
+    answer_mode: str
+    prompt: str
+    offered: dict[str, str]
+    """Offered text -> label, in the order offered."""
+    question: str
+    """The question's identity: a digest over all that can change an answer but the image."""
+    engine: str
+    resolved_model: str | None = None
+    numerics: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What makes it one combination."""
+        return (self.model, self.protocol, self.attribute)
+
+
+class Manifest(BaseModel):
+    """`manifest.json` of a run folder."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    facescan: str
+    created_at: datetime
+    dataset: DatasetRecord
+    combinations: list[Combination]
+    packages: dict[str, str]
+    hardware: dict[str, str]
+    workers: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Engine actors that took part: id -> node, devices and the like."""
+
+    def write(self, path: Path) -> None:
+        """Replace the file durably."""
+        durable.write_text(path, self.model_dump_json(indent=2) + "\n")
+
+
+def read(path: Path) -> Manifest:
+    """The manifest in that file."""
+    return Manifest.model_validate_json(path.read_text())
+
+
+def grown(old: Manifest, new: Manifest) -> Manifest:
+    """The manifest of a run that goes on as `new`: what stood there, and what is added.
+
+    Raises:
+        MixingError: something that is there already would be asked otherwise.
+    """
+    fixed = ("digest", "split", "seed", "max_bytes", "max_pixels", "min_side")
+    for field in fixed:
+        before, after = getattr(old.dataset, field), getattr(new.dataset, field)
+        if before != after:
+            raise MixingError(
+                f"this run was made with dataset {field} = {before!r}, now {after!r}; "
+                "give another --output-dir"
+            )
+    combinations = {combination.key: combination for combination in old.combinations}
+    for combination in new.combinations:
+        known = combinations.get(combination.key)
+        if known is not None:
+            _refuse_change(known, combination)
+        combinations.setdefault(combination.key, combination)
+    return new.model_copy(
+        update={
+            "created_at": old.created_at,
+            "combinations": list(combinations.values()),
+            "workers": old.workers,
+        }
+    )
+
+
+def _refuse_change(known: Combination, now: Combination) -> None:
+    if known.question == now.question:
+        return
+    where = f"model {now.model}, protocol {now.protocol}, attribute {now.attribute}"
+    for field in ("label_set", "answer_mode", "prompt", "offered", "engine"):
+        before, after = getattr(known, field), getattr(now, field)
+        if before != after:
+            raise MixingError(
+                f"{where}: {field} was {before!r}, now {after!r}; give another --output-dir"
+            )
+    raise MixingError(
+        f"{where}: checkpoint, decoding or preprocessing is not what it was; "
+        "give another --output-dir"
+    )
