@@ -1,10 +1,114 @@
 """(image, attributes, protocol, model) -> Request; the only place that formats a question."""
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
-from facescan.models import ModelCard
-from facescan.protocols import Protocol
-from facescan.types import EncodedImage, Question, Request
+from facescan import attributes as attribute_files
+from facescan.errors import UsageError
+from facescan.models import Checkpoint, ModelCard
+from facescan.protocols import Asked, Protocol
+from facescan.types import AnswerMode, Decoding, EncodedImage, Question, Request, request_id
+
+_Offered = tuple[tuple[str, str], ...]
+
+
+def _offered(protocol: Protocol, attribute: str, asked: Asked) -> _Offered:
+    """The pairs (offered text, label) in offered order."""
+    labels = attribute_files.load(attribute).label_set(asked.label_set).labels
+    where = f"protocol '{protocol.name}', attribute '{attribute}'"
+    if unknown := set(asked.offered) - set(labels):
+        raise UsageError(f"{where}: `offered` names no label of {asked.label_set}: {unknown}")
+    order = tuple(asked.order or labels)
+    if sorted(order) != sorted(labels):
+        raise UsageError(f"{where}: `order` must hold each label of {asked.label_set} once")
+    offered = tuple((asked.offered.get(label, label), label) for label in order)
+    if len({text for text, _ in offered}) != len(offered):
+        raise UsageError(f"{where}: one text is offered for two labels")
+    return offered
+
+
+def _listing(asked: Asked, offered: _Offered) -> str:
+    return asked.separator.join(f"{asked.quote}{text}{asked.quote}" for text, _ in offered)
+
+
+def _identity(
+    card: ModelCard,
+    checkpoint: Checkpoint | None,
+    question: tuple[str, tuple[str, ...], AnswerMode, Decoding],
+    preprocessing: str,
+) -> str:
+    prompt, labels, answer_mode, decoding = question
+    content = {
+        "model": card.name,
+        "checkpoint": None if checkpoint is None else checkpoint.model_dump(),
+        "prompt": prompt,
+        "labels": labels,
+        "answer_mode": answer_mode,
+        "decoding": asdict(decoding),
+        "preprocessing": preprocessing,
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
+
+
+def _question(
+    card: ModelCard,
+    protocol: Protocol,
+    attributes: tuple[str, ...],
+    wording: str,
+    offered: dict[str, _Offered],
+    preprocessing: str,
+) -> Question:
+    """One question; `offered` covers all attributes of the wording, of which some are asked."""
+    prompt = wording if protocol.verbatim else card.prompt.replace("{question}", wording)
+    labels = tuple(text for pairs in offered.values() for text, _ in pairs)
+    decoding = Decoding(protocol.max_tokens, protocol.temperature)
+    return Question(
+        model=card.name,
+        protocol=protocol.name,
+        attributes=attributes,
+        prompt=prompt,
+        labels=labels,
+        answer_mode=protocol.answer_mode,
+        decoding=decoding,
+        identity=_identity(
+            card,
+            card.checkpoint_for(attributes[0]),
+            (prompt, labels, protocol.answer_mode, decoding),
+            preprocessing,
+        ),
+        label_sets=tuple(protocol.attributes[name].label_set for name in attributes),
+        offered=tuple(offered[name] for name in attributes),
+    )
+
+
+def _joint(
+    card: ModelCard, protocol: Protocol, attributes: tuple[str, ...], preprocessing: str
+) -> Question:
+    """The one question of a joint protocol: its whole wording, whichever attributes are asked.
+
+    So asking about a further attribute later finds the replies that are there already.
+    """
+    if protocol.answer_mode is not AnswerMode.FREE:
+        raise UsageError(
+            f"protocol '{protocol.name}': one call for all attributes is answered freely; "
+            f"answer mode '{protocol.answer_mode}' needs one call per attribute"
+        )
+    if protocol.joint_question is None:
+        raise UsageError(f"protocol '{protocol.name}': `joint` needs a `joint_question`")
+    if card.checkpoints:
+        raise UsageError(
+            f"model '{card.name}' has a checkpoint per attribute; protocol '{protocol.name}' "
+            "asks all attributes in one call"
+        )
+    wording = protocol.joint_question
+    offered = {}
+    for name, asked in protocol.attributes.items():
+        offered[name] = _offered(protocol, name, asked)
+        wording = wording.replace(f"{{{name}_labels}}", _listing(asked, offered[name]))
+    return _question(card, protocol, attributes, wording, offered, preprocessing)
 
 
 def questions(
@@ -12,12 +116,39 @@ def questions(
 ) -> tuple[Question, ...]:
     """What is asked of every image; one question per attribute, or one for all (joint).
 
+    Args:
+        card: the model that is asked.
+        protocol: how it is asked.
+        attributes: what it is asked about.
+        preprocessing: what the engine says of how it makes pixels for this model.
+
     Raises:
-        UsageError: the model or the protocol cannot be asked about one of the attributes.
+        UsageError: the model or the protocol cannot be asked about one of the attributes, or the
+            protocol contradicts itself.
     """
-    raise NotImplementedError
+    wanted = tuple(dict.fromkeys(attributes))
+    if not wanted:
+        raise UsageError(f"no attributes to ask model '{card.name}' about")
+    for name in wanted:
+        for kind, owner, known in (
+            ("model", card.name, card.attributes),
+            ("protocol", protocol.name, tuple(protocol.attributes)),
+        ):
+            if name not in known:
+                raise UsageError(
+                    f"{kind} '{owner}' does not ask about '{name}'; possible: {', '.join(known)}"
+                )
+    if protocol.joint:
+        return (_joint(card, protocol, wanted, preprocessing),)
+    made = []
+    for name in wanted:
+        asked = protocol.attributes[name]
+        offered = _offered(protocol, name, asked)
+        wording = asked.question.replace("{labels}", _listing(asked, offered))
+        made.append(_question(card, protocol, (name,), wording, {name: offered}, preprocessing))
+    return tuple(made)
 
 
 def requests(image: EncodedImage, asked: Sequence[Question]) -> list[Request]:
     """One request per question about this image."""
-    raise NotImplementedError
+    return [Request(request_id(each.identity, image.sha256), image, each) for each in asked]

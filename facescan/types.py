@@ -119,6 +119,8 @@ class Question:
         decoding: for the modes that generate.
         identity: hex digest over everything but the image that can change an answer: model,
             revision, adapter, prompt, labels, mode, decoding and preprocessing.
+        label_sets: the label set asked, one for each of `attributes`.
+        offered: for each of `attributes` the pairs (offered text, its label) in offered order.
     """
 
     model: str
@@ -129,6 +131,8 @@ class Question:
     answer_mode: AnswerMode
     decoding: Decoding
     identity: str
+    label_sets: tuple[str, ...] = ()
+    offered: tuple[tuple[tuple[str, str], ...], ...] = ()
 
 
 def request_id(question_identity: str, image_sha256: str) -> str:

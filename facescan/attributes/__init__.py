@@ -5,7 +5,7 @@ attributes in a dataset's own categories, not facts about people.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from facescan import registry
 from facescan.errors import UsageError
@@ -24,6 +24,8 @@ class LabelSet:
         synonyms: what models say instead: lower-case phrase -> label.
         ordinal: whether the order of the labels means something.
         source: where the set comes from.
+        bounds: for sets that cut a number into bins, such as years: label -> the first and the
+            last whole number it covers (`math.inf` for an open end).
     """
 
     name: str
@@ -31,6 +33,14 @@ class LabelSet:
     synonyms: Mapping[str, str]
     ordinal: bool = False
     source: str = ""
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def covering(self, low: float, high: float) -> str | None:
+        """The label whose bin holds every number from `low` to `high`; None where none does."""
+        for label, (first, last) in self.bounds.items():
+            if first <= low and high <= last:
+                return label
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +74,13 @@ class Attribute:
 
     Attributes:
         noun: how a question names it, such as `age group`.
-        abstentions: lower-case phrases by which a model says that it cannot tell this attribute.
+        abstentions: lower-case phrases by which a model says that it cannot tell this attribute,
+            beside those that `facescan.parse` knows for every attribute.
+        also_called: other words for the noun, as keys of JSON answers use them.
+        off_list: lower-case phrases that name a value which no label set holds, such as `mixed`
+            for race: the model answered, but outside the list.
+        asides: lower-case phrases that hold a label's word without naming a value, such as
+            `black hair`.
     """
 
     name: str
@@ -73,6 +89,9 @@ class Attribute:
     views: tuple[View, ...]
     examples: tuple[Example, ...]
     abstentions: tuple[str, ...] = ()
+    also_called: tuple[str, ...] = ()
+    off_list: tuple[str, ...] = ()
+    asides: tuple[str, ...] = ()
 
     def label_set(self, name: str) -> LabelSet:
         """The label set of that name.
