@@ -1,11 +1,56 @@
-"""Bytes -> checked, upright RGB pixels; nothing else in facescan decodes images."""
+"""Bytes -> checked, upright RGB pixels; nothing else in facescan decodes images.
 
+What every model gets to see, whatever the file holds:
+
+- EXIF (or XMP) orientation is applied; broken metadata leaves the pixels as they are stored.
+- Transparency is laid over white. CMYK, grey, palette and 1-bit become 8-bit RGB by Pillow's
+  conversion, and of 16-bit samples the high byte is kept.
+- Colour profiles are not applied, because the models' own processors do not apply them.
+- Of an animation, and of a file with several pictures, the first picture.
+"""
+
+import hashlib
+import struct
+import warnings
+import zlib
 from dataclasses import dataclass
+from enum import StrEnum
+from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
+from PIL import ExifTags, Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
+from facescan.errors import BadImage
 from facescan.types import EncodedImage
+
+# Pillow warns of broken metadata, which real photographs often carry and which changes nothing
+# here. `warnings.catch_warnings` is not safe in threads, so the filter is set once.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class Reason(StrEnum):
+    """Why an image cannot be used: the closed set that `BadImage.reason` takes its words from."""
+
+    EMPTY = "empty"
+    """No bytes at all, or null in the shard."""
+    NOT_AN_IMAGE = "not_an_image"
+    """Text, a web page, noise: the first bytes are of no image format."""
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    """An image, but not JPEG, PNG or WebP."""
+    TOO_MANY_BYTES = "too_many_bytes"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    TOO_SMALL = "too_small"
+    TRUNCATED = "truncated"
+    """The file ends before the picture does."""
+    CORRUPT = "corrupt"
+    """The header or the data cannot be read."""
+    HASH_MISMATCH = "hash_mismatch"
+    """The bytes are not those that were ingested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,21 +62,151 @@ class Limits:
     min_side: int = 16
 
 
+# The classes are called directly, past `Image.open`: the first bytes alone choose among them, no
+# other decoder can be reached, and `Limits` takes the place of Pillow's warning about size.
+_FORMATS: dict[str, type[ImageFile]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+}
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# At these offsets, the first bytes of formats that people do have photographs in.
+_UNSUPPORTED = (
+    (0, b"GIF8"),
+    (0, b"BM"),
+    (0, b"II*\0"),
+    (0, b"MM\0*"),
+    (0, b"\0\0\1\0"),
+    (0, b"8BPS"),
+    (0, b"\xff\x0a"),
+    (4, b"ftyp"),
+    (4, b"jP  "),
+    (4, b"JXL "),
+)
+
+# What Pillow raises on bytes that somebody else made.
+_DECODER_ERRORS = (
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    EOFError,
+    OSError,
+    struct.error,
+    zlib.error,
+)
+
+
+def _format(data: bytes) -> str:
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    if not data:
+        raise BadImage(Reason.EMPTY, "no bytes")
+    if any(data.startswith(magic, offset) for offset, magic in _UNSUPPORTED):
+        raise BadImage(Reason.UNSUPPORTED_FORMAT, "not JPEG, PNG or WebP")
+    raise BadImage(Reason.NOT_AN_IMAGE, "the first bytes are of no image format")
+
+
+def _bad(error: Exception) -> BadImage:
+    # Pillow has one exception for all failures to decode; only its words tell a cut file.
+    reason = Reason.TRUNCATED if "truncated" in str(error).lower() else Reason.CORRUPT
+    return BadImage(reason, str(error) or type(error).__name__)
+
+
+def _open(data: bytes, format_name: str) -> ImageFile:
+    if format_name == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data):
+        raise BadImage(Reason.TRUNCATED, f"{len(data)} bytes, fewer than the header announces")
+    try:
+        image = _FORMATS[format_name](BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise BadImage(Reason.TOO_MANY_PIXELS, str(error)) from None
+    except _DECODER_ERRORS as error:
+        raise _bad(error) from None
+    if format_name == "JPEG" and not image.tile:
+        raise BadImage(Reason.TRUNCATED, "the file ends within its header")
+    return image
+
+
 def check(data: bytes, sha256: str, limits: Limits) -> EncodedImage:
     """Read the header only, and hold it to the limits and the format allow-list.
 
+    `sha256` is the hex digest that `data` is said to have; `decode` verifies it.
+
     Raises:
-        BadImage: with one of the reasons of this module.
+        BadImage: with any `Reason` but `hash_mismatch`.
     """
-    raise NotImplementedError
+    if len(data) > limits.max_bytes:
+        raise BadImage(Reason.TOO_MANY_BYTES, f"{len(data)} bytes, limit {limits.max_bytes}")
+    format_name = _format(data)
+    width, height = _open(data, format_name).size
+    if width * height > limits.max_pixels:
+        raise BadImage(Reason.TOO_MANY_PIXELS, f"{width}x{height}, limit {limits.max_pixels}")
+    if min(width, height) < limits.min_side:
+        raise BadImage(Reason.TOO_SMALL, f"{width}x{height}, smallest side {limits.min_side}")
+    return EncodedImage(sha256, data, format_name, width, height)
 
 
 def decode(image: EncodedImage, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
-    """Upright RGB pixels, shape (height, width, 3).
+    """Upright RGB pixels, shape (height, width, 3), in memory of their own.
 
-    `size` is (width, height) to resize to; None keeps the image's own size.
+    `size` is (width, height) to resize to, as the models' processors do it: bicubic by Pillow, on
+    the whole upright picture, its aspect not kept. None keeps the picture's own size, in which
+    `width` and `height` of `image` change places where the orientation says so.
 
     Raises:
         BadImage: truncated or corrupt data; the bytes are not those of `image.sha256`.
     """
-    raise NotImplementedError
+    if hashlib.sha256(image.data).hexdigest() != image.sha256:
+        raise BadImage(Reason.HASH_MISMATCH, f"the bytes are not those of {image.sha256}")
+    stored = _open(image.data, image.format)
+    if stored.size != (image.width, image.height):
+        raise BadImage(Reason.CORRUPT, "the size is not the one that was checked")
+    try:
+        stored.load()
+        rgb = _to_rgb(_upright(stored))
+    except _DECODER_ERRORS as error:
+        raise _bad(error) from None
+    if size is not None:
+        rgb = rgb.resize(size, Image.Resampling.BICUBIC)
+    return np.array(rgb)
+
+
+def _upright(image: ImageFile) -> Image.Image:
+    # `ImageOps.exif_transpose` would also write the metadata anew, which takes longer than the
+    # pixels and fails on metadata that is only half broken.
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except _DECODER_ERRORS:
+        return image
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        high_bytes = (np.asarray(image) >> 8).astype(np.uint8)
+        return Image.fromarray(high_bytes).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(rgba, mask=rgba)
+        return white
+    return image.convert("RGB")
