@@ -1,0 +1,244 @@
+"""Which labels a text names: words and phrases, numbers, and what is ruled out.
+
+The words of an attribute file become one pattern that finds whole words only, the longest phrase
+first: "female" is not "male", "Southeast Asian" is not "East Asian". A text is taken apart into
+clauses; one that refuses or withholds an answer names nothing, whatever words it holds.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import inf
+
+from facescan import attributes as attribute_files
+from facescan.attributes import Attribute, LabelSet
+
+_OLDEST = 120
+"""Numbers above are not years of a life."""
+
+_TRANSLATION = str.maketrans(
+    {
+        **dict.fromkeys("\u2018\u2019\u201b\u02bc\u00b4`", "'"),
+        **dict.fromkeys("\u201c\u201d\u201e", '"'),
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u301c", "-"),
+        **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", ""),
+        "_": " ",
+    }
+)
+_BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d])[-.](?=[^\W\d])")
+_BLANKS = re.compile(r"[^\S\n]+")
+_AROUND = " \n\"'*.,;:!?()[]{}#-"
+
+_NOT = r"can(?:not| not|'?t)|could(?: not|n't)|unable to|(?:not|isn't|aren't) able to"
+_CLAUSE_END = re.compile(
+    r"[.!?;](?=\s|$)|\n|\b(?:but|however|although|though|yet|instead(?! of)|rather(?! than))\b"
+)
+_REFUSAL = re.compile(
+    rf"\b(?:{_NOT}|won't|will not|not going to|must decline to|decline to|refuse to|do not|don't)"
+    r" (?:\w+ ){0,2}?(?:help|assist|comply|answer|provide|identify|classify|categori[sz]e|label"
+    r"|assign|guess|speculate|infer|assume|make (?:\w+ )?(?:assumptions|inferences|judge?ments)"
+    r"|engage|do (?:that|this)|fulfil|process|discuss|comment|analy[sz]e|respond"
+    r"|feel comfortable)\b"
+    r"|\bas an ai\b|\b(?:against|violates?) (?:\w+ ){0,3}(?:policy|policies|guidelines)\b"
+    r"|\b(?:not|isn't) appropriate\b|\binappropriate\b|\bnot comfortable\b|\bmust decline\b"
+    r"|\b(?:rather|prefer) not\b|^\W*(?:i'm |i am )?(?:very |so )?sorry\W*$"
+)
+_ABSTENTION = re.compile(
+    rf"\b(?:{_NOT}|impossible to|not possible to|hard to|difficult to|do not|don't)"
+    r" (?:\w+ ){0,2}?(?:determine|tell|see|discern|say|know|distinguish|ascertain|recogni[sz]e"
+    r"|make out|judge|assess|be (?:determined|seen|told|sure|certain|known|discerned))\b"
+    r"|\b(?:hard|difficult) to (?:identify|guess|infer|classify)\b"
+    r"|\b(?:unsure|uncertain|not sure|not certain|unclear|no idea)\b"
+)
+_NOTHING_NAMED = re.compile(
+    r"\b(?:unknown|undetermined|indeterminate|unspecified|none|null|no (?:person|people|one|human)"
+    r"|not (?:specified|visible|clear|applicable|available)|hidden|obscured|blurry|blurred)\b"
+    r"|(?<!\w)n/a(?!\w)"
+)
+_NEGATED = re.compile(
+    r"\b(?:not(?! (?:only|just|merely)\b)|no(?! doubt\b)|non|never|neither|nor|without|cannot"
+    r"|\w+n't|rather than|instead of|other than|unlike|lacks?)\b(?:\W+\w+){0,4}\W*$"
+)
+_BREAK = re.compile(r"[,:()]|\band\b")
+_LOOK_BACK = 80
+
+_DECADES = {
+    word: 10 * number
+    for number, word in enumerate(
+        ("twenties", "thirties", "forties", "fifties", "sixties", "seventies", "eighties"), 2
+    )
+}
+_NUMBERS = re.compile(
+    r"(?<![\w.])(?:"
+    r"between (?P<from>N) and (?P<to>N)"
+    r"|(?P<low>N) ?(?:-|~|to|through|until) ?(?P<high>N)"
+    r"|(?:(?:more|older|greater) than|over|above|>(?!=)) ?(?P<above>N)"
+    r"|(?:at least|>=|\u2265) ?(?P<least>N)"
+    r"|(?P<plus>N) ?(?:\+|plus|(?:and|or) (?:over|above|older|more|up))"
+    r"|(?:(?:less|younger) than|under|below|<(?!=)) ?(?P<below>N)"
+    r"|(?:up to|at most|<=|\u2264) ?(?P<most>N)"
+    r"|(?P<decade>[1-9])0'?s"
+    rf"|(?P<word>{'|'.join(_DECADES)})"
+    r"|(?P<months>N)[ -]*months?"
+    r"|(?P<years>N)[ -]*(?:years?|yrs?|yo|y/o)"
+    r"|(?:aged?|age of|about|around|approximately|roughly|is|be|say) ?:? ?(?P<about>N)(?!\.\d| ?%)"
+    r")(?![\w%])".replace("N", "[0-9]{1,3}")
+)
+
+
+def normal(text: str) -> str:
+    """The text in the one form that is compared: case, accents, dashes, quotes, blanks."""
+    text = unicodedata.normalize("NFKD", text.translate(_TRANSLATION)).casefold()
+    text = "".join(c for c in text if not unicodedata.combining(c)).translate(_TRANSLATION)
+    return _BLANKS.sub(" ", _BETWEEN_LETTERS.sub(" ", text))
+
+
+def bare(text: str) -> str:
+    """A normal text without the punctuation around it."""
+    return text.strip(_AROUND)
+
+
+def clauses(text: str) -> Iterator[str]:
+    """A normal text cut at sentence ends and at words such as "but"."""
+    start = 0
+    for end in _CLAUSE_END.finditer(text):
+        yield text[start : end.start()]
+        start = end.end()
+    yield text[start:]
+
+
+def refuses(clause: str) -> bool:
+    """Whether a clause declines to answer."""
+    return _REFUSAL.search(clause) is not None
+
+
+def withholds(clause: str) -> bool:
+    """Whether a clause says that the answer cannot be told."""
+    return _ABSTENTION.search(clause) is not None
+
+
+def _negated(before: str) -> bool:
+    """Whether what stands before a mention in its clause rules the mention out."""
+    before = before[-_LOOK_BACK:]
+    *_, start = 0, *(end.end() for end in _BREAK.finditer(before))
+    return _NEGATED.search(before, start) is not None
+
+
+def _interval(found: re.Match[str]) -> tuple[float, float] | None:
+    """The first and last year that a match of `_NUMBERS` says; None where it says none."""
+    said = {name: value for name, value in found.groupdict().items() if value is not None}
+    if "word" in said:
+        decade = _DECADES[said["word"]]
+        return decade, decade + 9
+    first, *second = (int(value) for value in said.values())
+    if second:
+        low, high = float(first), float(second[0])
+    else:
+        low, high = {
+            "above": (first + 1, inf),
+            "least": (first, inf),
+            "plus": (first, inf),
+            "below": (0, first - 1),
+            "most": (0, first),
+            "decade": (10 * first, 10 * first + 9),
+            "months": (first // 12, first // 12),
+        }.get(next(iter(said)), (first, first))
+    return (low, high) if low <= high and (high <= _OLDEST or high == inf) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The words by which one attribute is answered where one label set is asked.
+
+    Attributes:
+        texts: each offered text -> its label.
+        offered: the same with the texts bare and normal.
+        phrases: phrase -> the asked labels it can stand for: one for a label or synonym, several
+            for a coarser word ("Asian" among East and Southeast Asian), none for a value outside
+            every set; None for a phrase that names no value at all.
+    """
+
+    label_set: LabelSet
+    texts: Mapping[str, str]
+    offered: Mapping[str, str]
+    phrases: Mapping[str, frozenset[str] | None]
+    pattern: re.Pattern[str]
+    abstentions: tuple[str, ...]
+
+    def whole(self, text: str) -> frozenset[str] | None:
+        """What a bare text stands for where it is nothing but one phrase or one number."""
+        if text in self.phrases:
+            return self.phrases[text]
+        if self.label_set.bounds and text.isascii() and text.isdigit() and len(text) <= 3:
+            years = int(text)
+            return self._covered(years, years) if years <= _OLDEST else None
+        return None
+
+    def named(self, clause: str) -> list[frozenset[str]]:
+        """What a clause names and does not rule out, each as the labels it can stand for."""
+        found = [(m.start(), self.phrases[m[0]]) for m in self.pattern.finditer(clause)]
+        if self.label_set.bounds:
+            for match in _NUMBERS.finditer(clause):
+                if (interval := _interval(match)) is not None:
+                    found.append((match.start(), self._covered(*interval)))
+        return [
+            labels for start, labels in found if labels is not None and not _negated(clause[:start])
+        ]
+
+    def says_nothing(self, text: str) -> bool:
+        """Whether a text in which nothing is named says that there is nothing to name."""
+        return bool(_NOTHING_NAMED.search(text)) or any(p in text for p in self.abstentions)
+
+    def _covered(self, low: float, high: float) -> frozenset[str]:
+        label = self.label_set.covering(low, high)
+        if label is not None:
+            return frozenset({label})
+        return frozenset(
+            name
+            for name, (first, last) in self.label_set.bounds.items()
+            if first <= high and low <= last
+        )
+
+
+def _coarser(attribute: Attribute, asked: LabelSet) -> dict[str, frozenset[str]]:
+    """Words of the attribute's other sets -> the asked labels that are seen as them."""
+    found = {}
+    for other in attribute.label_sets:
+        view = attribute.view(asked.name, other.name)
+        merges = view.merges if view is not None else {}
+        for phrase, label in {**other.synonyms, **{name: name for name in other.labels}}.items():
+            found[normal(phrase)] = frozenset(n for n in asked.labels if merges.get(n) == label)
+    return found
+
+
+@lru_cache(maxsize=1024)
+def vocabulary(
+    attribute: str, label_set: str, offered: tuple[tuple[str, str], ...] = ()
+) -> Vocabulary:
+    """The vocabulary of an attribute asked in a label set under these (text, label) pairs.
+
+    Raises:
+        UnknownNameError: no such attribute.
+        UsageError: the attribute has no such label set.
+    """
+    known = attribute_files.load(attribute)
+    asked = known.label_set(label_set)
+    texts = dict(offered or zip(asked.labels, asked.labels, strict=True))
+    phrases: dict[str, frozenset[str] | None] = dict.fromkeys(map(normal, known.asides))
+    phrases |= {normal(phrase): frozenset() for phrase in known.off_list}
+    # Numbers need no words of other sets: they are read against the asked set's bounds.
+    phrases |= {} if asked.bounds else _coarser(known, asked)
+    for own in (asked.synonyms, {label: label for label in asked.labels}, texts):
+        phrases |= {normal(phrase): frozenset({label}) for phrase, label in own.items()}
+    spoken = sorted((p for p in phrases if len(p) > 1), key=len, reverse=True)
+    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, spoken))})(?!\w)")
+    return Vocabulary(
+        label_set=asked,
+        texts=texts,
+        offered={bare(normal(text)): label for text, label in texts.items()},
+        phrases=phrases,
+        pattern=pattern,
+        abstentions=tuple(map(normal, known.abstentions)),
+    )
