@@ -7,7 +7,7 @@ clauses; one that refuses or withholds an answer names nothing, whatever words i
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
@@ -36,32 +36,37 @@ _CLAUSE_END = re.compile(
     r"[.!?;](?=\s|$)|\n|\b(?:but|however|although|though|yet|instead(?! of)|rather(?! than))\b"
 )
 _REFUSAL = re.compile(
-    rf"\b(?:{_NOT}|won't|will not|not going to|must decline to|decline to|refuse to|do not|don't)"
+    rf"\b(?:{_NOT}|won't|will not|not going to|decline to|refuse to|do not"
+    r"|don't)"
     r" (?:\w+ ){0,2}?(?:help|assist|comply|answer|provide|identify|classify|categori[sz]e|label"
     r"|assign|guess|speculate|infer|assume|make (?:\w+ )?(?:assumptions|inferences|judge?ments)"
     r"|engage|do (?:that|this)|fulfil|process|discuss|comment|analy[sz]e|respond"
     r"|feel comfortable)\b"
     r"|\bas an ai\b|\b(?:against|violates?) (?:\w+ ){0,3}(?:policy|policies|guidelines)\b"
     r"|\b(?:not|isn't) appropriate\b|\binappropriate\b|\bnot comfortable\b|\bmust decline\b"
-    r"|\b(?:rather|prefer) not\b|^\W*(?:i'm |i am )?(?:very |so )?sorry\W*$"
+    r"|\b(?:rather|prefer) not\b"
 )
 _ABSTENTION = re.compile(
     rf"\b(?:{_NOT}|impossible to|not possible to|hard to|difficult to|do not|don't)"
     r" (?:\w+ ){0,2}?(?:determine|tell|see|discern|say|know|distinguish|ascertain|recogni[sz]e"
-    r"|make out|judge|assess|be (?:determined|seen|told|sure|certain|known|discerned))\b"
+    r"|make out|judge|assess|determined|seen|told|known|discerned|identified|inferred"
+    r"|be (?:sure|certain))\b"
     r"|\b(?:hard|difficult) to (?:identify|guess|infer|classify)\b"
     r"|\b(?:unsure|uncertain|not sure|not certain|unclear|no idea)\b"
 )
 _NOTHING_NAMED = re.compile(
-    r"\b(?:unknown|undetermined|indeterminate|unspecified|none|null|no (?:person|people|one|human)"
-    r"|not (?:specified|visible|clear|applicable|available)|hidden|obscured|blurry|blurred)\b"
+    r"\b(?:unknown|undetermined|indeterminate|unspecified|none|null"
+    r"|no (?:person|people|one|human|face)|not (?:specified|visible|clear|applicable|available)"
+    r"|hidden|obscured|blurry|blurred)\b"
     r"|(?<!\w)n/a(?!\w)"
 )
+_APOLOGY = re.compile(r"\b(?:sorry|apologi[sz]e)\b")
 _NEGATED = re.compile(
     r"\b(?:not(?! (?:only|just|merely)\b)|no(?! doubt\b)|non|never|neither|nor|without|cannot"
     r"|\w+n't|rather than|instead of|other than|unlike|lacks?)\b(?:\W+\w+){0,4}\W*$"
 )
 _BREAK = re.compile(r"[,:()]|\band\b")
+_ALSO = re.compile(r" ?(?:/|\bor\b|\bnor\b) ?(?:(?:an?|the) )?")
 _LOOK_BACK = 80
 
 _DECADES = {
@@ -119,9 +124,13 @@ def withholds(clause: str) -> bool:
     return _ABSTENTION.search(clause) is not None
 
 
+def apologises(text: str) -> bool:
+    """Whether a text says sorry, which in an answer that names nothing is a refusal."""
+    return _APOLOGY.search(text) is not None
+
+
 def _negated(before: str) -> bool:
     """Whether what stands before a mention in its clause rules the mention out."""
-    before = before[-_LOOK_BACK:]
     *_, start = 0, *(end.end() for end in _BREAK.finditer(before))
     return _NEGATED.search(before, start) is not None
 
@@ -165,7 +174,7 @@ class Vocabulary:
     offered: Mapping[str, str]
     phrases: Mapping[str, frozenset[str] | None]
     pattern: re.Pattern[str]
-    abstentions: tuple[str, ...]
+    abstention: re.Pattern[str]
 
     def whole(self, text: str) -> frozenset[str] | None:
         """What a bare text stands for where it is nothing but one phrase or one number."""
@@ -178,18 +187,26 @@ class Vocabulary:
 
     def named(self, clause: str) -> list[frozenset[str]]:
         """What a clause names and does not rule out, each as the labels it can stand for."""
-        found = [(m.start(), self.phrases[m[0]]) for m in self.pattern.finditer(clause)]
+        found = [(m.span(), self.phrases[m[0]]) for m in self.pattern.finditer(clause)]
         if self.label_set.bounds:
             for match in _NUMBERS.finditer(clause):
                 if (interval := _interval(match)) is not None:
-                    found.append((match.start(), self._covered(*interval)))
-        return [
-            labels for start, labels in found if labels is not None and not _negated(clause[:start])
-        ]
+                    found.append((match.span(), self._covered(*interval)))
+        kept = []
+        ruled_out_to = None
+        for (start, end), labels in sorted(found, key=lambda mention: mention[0]):
+            # "not happy or sad" rules out both, however far the second stands from the "not".
+            if (
+                ruled_out_to is not None and _ALSO.fullmatch(clause, ruled_out_to, start)
+            ) or _negated(clause[max(0, start - _LOOK_BACK) : start]):
+                ruled_out_to = end
+            elif labels is not None:
+                kept.append(labels)
+        return kept
 
     def says_nothing(self, text: str) -> bool:
         """Whether a text in which nothing is named says that there is nothing to name."""
-        return bool(_NOTHING_NAMED.search(text)) or any(p in text for p in self.abstentions)
+        return bool(_NOTHING_NAMED.search(text) or self.abstention.search(text))
 
     def _covered(self, low: float, high: float) -> frozenset[str]:
         label = self.label_set.covering(low, high)
@@ -213,6 +230,13 @@ def _coarser(attribute: Attribute, asked: LabelSet) -> dict[str, frozenset[str]]
     return found
 
 
+def _any_of(phrases: Iterable[str]) -> re.Pattern[str]:
+    """Matches whole words only, the longest phrase first; with no phrases, nothing."""
+    longest_first = sorted(phrases, key=len, reverse=True)
+    words = "|".join(map(re.escape, longest_first)) or "(?!)"
+    return re.compile(rf"(?<!\w)(?:{words})(?!\w)")
+
+
 @lru_cache(maxsize=1024)
 def vocabulary(
     attribute: str, label_set: str, offered: tuple[tuple[str, str], ...] = ()
@@ -232,13 +256,11 @@ def vocabulary(
     phrases |= {} if asked.bounds else _coarser(known, asked)
     for own in (asked.synonyms, {label: label for label in asked.labels}, texts):
         phrases |= {normal(phrase): frozenset({label}) for phrase, label in own.items()}
-    spoken = sorted((p for p in phrases if len(p) > 1), key=len, reverse=True)
-    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, spoken))})(?!\w)")
     return Vocabulary(
         label_set=asked,
         texts=texts,
         offered={bare(normal(text)): label for text, label in texts.items()},
         phrases=phrases,
-        pattern=pattern,
-        abstentions=tuple(map(normal, known.abstentions)),
+        pattern=_any_of(phrase for phrase in phrases if len(phrase) > 1),
+        abstention=_any_of(map(normal, known.abstentions)),
     )

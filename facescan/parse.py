@@ -22,7 +22,16 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 from facescan import attributes as attribute_files
-from facescan.mentions import Vocabulary, bare, clauses, normal, refuses, vocabulary, withholds
+from facescan.mentions import (
+    Vocabulary,
+    apologises,
+    bare,
+    clauses,
+    normal,
+    refuses,
+    vocabulary,
+    withholds,
+)
 from facescan.types import AnswerMode, FinishReason, Outcome, Question
 
 PARSER_VERSION = "1"
@@ -37,8 +46,11 @@ _SENTENCE_END = re.compile(r"""[.!?](?=\s|$|["'*)])|\n""")
 _PAIR = re.compile(
     r'"(?P<key>[^"\\\n]{1,60})"\s*:\s*(?:"(?P<text>[^"\\\n]{0,200})"|(?P<number>[\d.]+)(?=[,}\s]))'
 )
+_KEY = r"""[^\w\n]*{}\w[\w /()'*-]{{0,40}}?{}[ *"']*[:=]"""
 _LINE = re.compile(
-    r"^[^\w\n]*(?P<key>\w[\w /()'*-]{0,40}?)[ *\"]*[:=](?P<value>.+)(?P<end>\n|\Z)", re.M
+    rf"(?:^|[,;|]){_KEY.format('(?P<key>', ')')}(?P<value>[^\n]+?)"
+    rf"(?=(?P<end>\n|[,;|]{_KEY.format('', '')})|\Z)",
+    re.MULTILINE,
 )
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WORD = re.compile(r"[^\W_]+")
@@ -214,7 +226,7 @@ def _prose(text: str, cut: bool, words: Vocabulary) -> Reading:
         return Reading(Outcome.REFUSED)
     if withheld or words.says_nothing(text):
         return Reading(Outcome.ABSTAINED)
-    return Reading(Outcome.UNPARSED)
+    return Reading(Outcome.REFUSED if apologises(text) else Outcome.UNPARSED)
 
 
 def _value(field: _Field, cut: bool, words: Vocabulary) -> Reading:
@@ -282,7 +294,8 @@ def _json_fields(text: str) -> list[_Field]:
 
 
 def _line_fields(text: str) -> list[_Field]:
+    """The pairs `key: value`, one a line or several with commas between them."""
     return [
-        _Field(_key_words(line["key"]), line["value"], complete=bool(line["end"]))
+        _Field(_key_words(line["key"]), line["value"], complete=line["end"] is not None)
         for line in _LINE.finditer(text)
     ]

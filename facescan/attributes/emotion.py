@@ -54,7 +54,7 @@ ATTRIBUTE = Attribute(
         *("annoyed", "irritated", "frustrated", "upset", "anxious", "worried", "concerned"),
         *("content", "relaxed", "amused", "proud", "curious", "love", "focused", "other"),
     ),
-    abstentions=("no face",),
+    abstentions=("no visible emotion", "no clear emotion", "no discernible emotion"),
     examples=(
         Example("happy", "emotion-8", Outcome.ANSWERED, "happy"),
         Example("Happiness.", "emotion-8", Outcome.ANSWERED, "happy"),
@@ -79,6 +79,8 @@ ATTRIBUTE = Attribute(
         Example("unhappyish qwrt", "emotion-8", Outcome.UNPARSED),
         Example("0.97", "emotion-8", Outcome.UNPARSED),
         Example("None", "emotion-8", Outcome.ABSTAINED),
+        Example("There is no discernible emotion.", "emotion-8", Outcome.ABSTAINED),
+        Example("I am not sure, perhaps fear", "emotion-8", Outcome.ABSTAINED),
         Example("The emotion is not visible.", "emotion-8", Outcome.ABSTAINED),
         Example("It's hard to tell if the person is sad.", "emotion-8", Outcome.ABSTAINED),
         Example("Sorry, I can't assist with that.", "emotion-8", Outcome.REFUSED),

@@ -63,6 +63,8 @@ ATTRIBUTE = Attribute(
             "gender-2",
             Outcome.REFUSED,
         ),
+        Example("I'm sorry, but I can't.", "gender-2", Outcome.REFUSED),
+        Example("I'm sorry, but I can't determine that.", "gender-2", Outcome.ABSTAINED),
         Example("I\u2019m unable to provide that.", "gender-2", Outcome.REFUSED),
         Example("Male", "gender-2", Outcome.ANSWERED, "Male", FinishReason.LENGTH),
         Example(

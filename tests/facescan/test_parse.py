@@ -1,0 +1,217 @@
+"""Reading replies; the attributes' own examples are in test_attributes.py."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from facescan import attributes
+from facescan.parse import Parser, Reading, read
+from facescan.types import (
+    MODEL_OUTCOMES,
+    RUN_OUTCOMES,
+    AnswerMode,
+    Decoding,
+    FinishReason,
+    Outcome,
+    Question,
+)
+
+LABEL_SETS = [
+    (name, label_set.name)
+    for name in attributes.names()
+    for label_set in attributes.load(name).label_sets
+]
+
+
+def question(mode: AnswerMode, *label_sets: tuple[str, str]) -> Question:
+    offered = tuple(
+        tuple((label, label) for label in attributes.load(name).label_set(label_set).labels)
+        for name, label_set in label_sets
+    )
+    return Question(
+        model="m",
+        protocol="p",
+        attributes=tuple(name for name, _ in label_sets),
+        prompt="?",
+        labels=tuple(text for pairs in offered for text, _ in pairs),
+        answer_mode=mode,
+        decoding=Decoding(),
+        identity="0",
+        label_sets=tuple(label_set for _, label_set in label_sets),
+        offered=offered,
+    )
+
+
+JOINT = Parser(
+    question(AnswerMode.FREE, ("race", "race-6"), ("gender", "gender-2"), ("age", "age-5"))
+)
+UNPARSED = Reading(Outcome.UNPARSED)
+
+
+def answered(*labels: str) -> tuple[Reading, ...]:
+    return tuple(Reading(Outcome.ANSWERED, label) for label in labels)
+
+
+@pytest.mark.parametrize("kind", sorted(RUN_OUTCOMES))
+def test_a_failed_request_is_read_for_every_attribute_asked(kind: Outcome) -> None:
+    assert JOINT.readings(None, None, kind) == (Reading(kind),) * 3
+    assert JOINT.readings(None, None, str(kind)) == (Reading(kind),) * 3
+
+
+def test_no_reply_is_pending_and_an_empty_one_is_not() -> None:
+    assert JOINT.readings(None, None) == (Reading(Outcome.PENDING),) * 3
+    assert JOINT.readings(None, FinishReason.STOP) == (UNPARSED,) * 3
+    assert JOINT.readings("", FinishReason.STOP) == (UNPARSED,) * 3
+
+
+@pytest.mark.parametrize(
+    ("finish_reason", "outcome"),
+    [(FinishReason.REFUSAL, Outcome.REFUSED), (FinishReason.BLOCKED, Outcome.BLOCKED)],
+)
+@pytest.mark.parametrize("text", [None, "", "White male, 20-39"])
+def test_the_providers_word_stands(
+    text: str | None, finish_reason: FinishReason, outcome: Outcome
+) -> None:
+    assert JOINT.readings(text, finish_reason) == (Reading(outcome),) * 3
+    assert read(text, finish_reason, "race", "race-6") == Reading(outcome)
+
+
+@pytest.mark.parametrize("mode", [AnswerMode.CHOICE, AnswerMode.SCORE])
+def test_a_chosen_text_is_its_label_and_nothing_else_is(mode: AnswerMode) -> None:
+    pairs = (("a man", "Male"), ("a woman", "Female"))
+    for text, label in pairs:
+        assert read(text, "stop", "gender", "gender-2", mode, pairs) == Reading(
+            Outcome.ANSWERED, label
+        )
+    for text in ("A man", "Male", "a man ", ""):
+        assert read(text, "stop", "gender", "gender-2", mode, pairs) == UNPARSED
+
+
+def test_an_offered_text_is_read_whatever_its_words_mean() -> None:
+    pairs = (("none", "Male"), ("not sure", "Female"))
+    assert read("None.", "stop", "gender", "gender-2", offered=pairs).label == "Male"
+    assert read("Not sure", "length", "gender", "gender-2", offered=pairs).label == "Female"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"race": "White", "gender": "Male", "age-group": "20-39"}',
+        '```json\n{"Race": "white", "Gender": "M", "Age Group": "from 20 to 39"}\n```',
+        'Here you go: {"person": {"race": "White", "gender": "man", "ageGroup": 25}} Enjoy!',
+        '[{"race": ["White"], "sex": "male", "age": "30s"}]',
+        '{"race": "White", "race_confidence": 0.9, "gender": "Male", "age": 25, "age_score": 80}',
+        "Race: White\nGender: Male\nAge group: 20-39",
+        "Race: White, Gender: Male, Age: 20-39",
+        "- **Race**: White\n- **Gender**: Male\n- **Age**: 25 years",
+        "The person is a White male between 20 and 39 years old.",
+        "{'race': 'White', 'gender': 'Male', 'age-group': '20-39'}",
+    ],
+)
+def test_one_reply_about_several_attributes(text: str) -> None:
+    assert JOINT.readings(text, FinishReason.STOP) == answered("White", "Male", "20-39")
+
+
+def test_json_speaks_for_each_attribute_apart() -> None:
+    text = '{"race": "unknown", "gender": "Male/Female", "age_group": "30-45"}'
+    assert [r.outcome for r in JOINT.readings(text, FinishReason.STOP)] == [
+        Outcome.ABSTAINED,
+        Outcome.AMBIGUOUS,
+        Outcome.OFF_LIST,
+    ]
+    text = '{"race": null, "gender": "Male"}'
+    assert JOINT.readings(text, FinishReason.STOP) == (
+        Reading(Outcome.ABSTAINED),
+        *answered("Male"),
+        UNPARSED,
+    )
+
+
+def test_persons_that_differ_are_ambiguous_and_persons_that_agree_are_not() -> None:
+    text = '[{"race": "White", "gender": "Male"}, {"race": "Black", "gender": "Male"}]'
+    assert JOINT.readings(text, FinishReason.STOP)[:2] == (
+        Reading(Outcome.AMBIGUOUS),
+        *answered("Male"),
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"race": "White", "gender": "Male", "age": 2',
+        '{"race": "White", "gender": "Male", "age-group": "20-3',
+        "Race: White\nGender: Male\nAge: 20-3",
+        "Race: White; Gender: Male; Age: 20-3",
+        '{"race": "White", "gender": "Male", "ag',
+    ],
+)
+def test_a_cut_off_reply_keeps_its_complete_values(text: str) -> None:
+    assert JOINT.readings(text, FinishReason.LENGTH) == (
+        *answered("White", "Male"),
+        Reading(Outcome.TRUNCATED),
+    )
+
+
+def test_a_cut_off_text_that_another_offered_text_goes_on_from_is_truncated() -> None:
+    pairs = (("Asian", "Asian"), ("Asian Indian", "Indian"))
+    assert read("Asian", "length", "race", "race-6", offered=pairs).outcome is Outcome.TRUNCATED
+    assert read("Asian Indian", "length", "race", "race-6", offered=pairs).label == "Indian"
+    assert read("Asian", "stop", "race", "race-6", offered=pairs).label == "Asian"
+
+
+def test_a_refusal_of_a_joint_question_is_one_for_each() -> None:
+    text = "I'm sorry, but I can't help with identifying people."
+    assert JOINT.readings(text, FinishReason.STOP) == (Reading(Outcome.REFUSED),) * 3
+
+
+def test_no_word_is_found_inside_another() -> None:
+    for text in ("malefic", "womanly", "northindian", "whitewashed", "blackboard"):
+        assert read(text, "stop", "gender", "gender-2") == UNPARSED
+        assert read(text, "stop", "race", "race-7") == UNPARSED
+
+
+text_of_words = st.lists(
+    st.sampled_from(
+        (
+            *("male", "female", "not", "White", "or", "20-39", "34", "years", "more than", "60"),
+            *("I'm sorry,", "I can't", "tell", "identify", "but", ".", "\n", ":", "race", "{"),
+            *('"race"', "}", ",", "[", "]", "null", "```json", '"', "happy", "none", "un", "-"),
+        )
+    )
+).map(" ".join)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    text=st.one_of(st.text(), text_of_words),
+    finish_reason=st.sampled_from([None, *FinishReason]),
+    asked=st.sampled_from(LABEL_SETS),
+    mode=st.sampled_from(AnswerMode),
+)
+def test_any_text_is_read_as_something(
+    text: str, finish_reason: FinishReason | None, asked: tuple[str, str], mode: AnswerMode
+) -> None:
+    parser = Parser(question(mode, asked))
+    (reading,) = parser.readings(text, finish_reason)
+    assert reading.outcome in MODEL_OUTCOMES
+    assert (reading.label is not None) == (reading.outcome is Outcome.ANSWERED)
+    labels = attributes.load(asked[0]).label_set(asked[1]).labels
+    assert reading.label is None or reading.label in labels
+    assert (reading,) == Parser(question(mode, asked)).readings(text, finish_reason)
+    if finish_reason == FinishReason.LENGTH and reading.outcome is Outcome.ANSWERED:
+        assert parser.readings(text, FinishReason.STOP)[0].outcome is not Outcome.UNPARSED
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.one_of(st.text(), text_of_words))
+def test_any_text_is_read_for_every_attribute_asked(text: str) -> None:
+    assert len(JOINT.readings(text, FinishReason.LENGTH)) == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"a":' * 50_000, "not " * 20_000 + "male", "1" * 100_000, "\n" * 50_000],
+)
+def test_absurd_replies_are_read(text: str) -> None:
+    for name, label_set in LABEL_SETS:
+        assert read(text, FinishReason.STOP, name, label_set).outcome in MODEL_OUTCOMES
