@@ -110,7 +110,7 @@ def module(name: str) -> EngineModule:
 
 
 def failed(
-    request: Request,
+    request_id: str,
     info: EngineInfo,
     cause: BaseException,
     *,
@@ -121,7 +121,7 @@ def failed(
     kind = Outcome.BAD_IMAGE if isinstance(cause, BadImage) else Outcome.ENGINE_ERROR
     message = str(cause) if isinstance(cause, BadImage) else f"{type(cause).__name__}: {cause}"
     return Reply(
-        request_id=request.request_id,
+        request_id=request_id,
         raw_response=None,
         finish_reason=None,
         engine=info.engine,

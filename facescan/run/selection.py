@@ -1,5 +1,7 @@
-"""Which images of a dataset a run asks about: a seeded sample in which a larger limit contains a
-smaller one."""
+"""Which images of a dataset a run asks about: a seeded sample.
+
+A larger limit contains a smaller one, so that a run can grow.
+"""
 
 import hashlib
 import heapq
@@ -9,8 +11,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """All images whose rank is at most `last`; a pure function of the id, so that every process
-    decides alike without a list of ids.
+    """All images whose rank is at most `last`.
+
+    A pure function of the id, so that every process decides alike without a list of ids.
 
     Attributes:
         seed: of the sample.

@@ -76,7 +76,7 @@ class FakeEngine:
                 if bad is None:
                     replies.append(self._reply(request, latency, now))
                 else:
-                    replies.append(failed(request, self.info, bad, latency_s=latency))
+                    replies.append(failed(request.request_id, self.info, bad, latency_s=latency))
         return replies
 
     def _reply(self, request: Request, latency_s: float, now: datetime) -> Reply:

@@ -1,0 +1,184 @@
+"""The command line: flags in, one call to a job, messages and exit codes out.
+
+Exit codes: 0 done; 1 failed; 2 usage or configuration; 3 stopped by a signal, can be continued;
+4 refused to mix.
+"""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from facescan import __version__, attributes, datasets, models, protocols, registry
+from facescan.errors import FacescanError, MixingError, UsageError
+
+_CONTEXT: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    # lm-eval's users type --output_dir; both spellings work.
+    "token_normalize_func": lambda name: name.replace("_", "-"),
+}
+
+app = typer.Typer(
+    help="Ask vision-language models what they see in face photographs, and score the answers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings=_CONTEXT,
+)
+
+IncludePath = Annotated[
+    list[Path] | None,
+    typer.Option(help="Folder with attributes/, models/ ... of your own; repeatable."),
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"facescan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and stop.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    dataset: Annotated[
+        str | None, typer.Option(help="`sample`, or the path or URI of ingested shards.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a card or a folder with one; repeatable, or a,b."),
+    ] = None,
+    attributes: Annotated[
+        str | None, typer.Option(help="Such as race,age. Default: what model and dataset share.")
+    ] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Becomes the run folder.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of the dataset. Default: all.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Images; a seeded sample.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the sample.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Default: each model's own.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Another engine than the card's.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Engines. Default: one per GPU.")] = None,
+    include_path: IncludePath = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Join this cluster instead of a Ray of the run's own.")
+    ] = None,
+    object_store_mb: Annotated[
+        int | None, typer.Option(help="Bound on what streaming keeps in Ray's object store.")
+    ] = None,
+    max_image_bytes: Annotated[int | None, typer.Option(help="Larger files: bad_image.")] = None,
+    max_image_pixels: Annotated[
+        int | None, typer.Option(help="Larger pictures: bad_image.")
+    ] = None,
+    score: Annotated[bool | None, typer.Option("--score/--no-score", help="At the end.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("-C", "--config", help="YAML file with any of these settings.")
+    ] = None,
+) -> None:
+    """Ask models about the images of a dataset; the same command again continues.
+
+    Flags override the environment (FACESCAN_DATASET ...), which overrides the file given by -C.
+    """
+    from jobs.config import resolve
+    from jobs.run import run as ask
+
+    flags = {name: value for name, value in context.params.items() if name != "config"}
+    resolved = resolve(flags, config)
+    console = Console()
+    folder = ask(resolved, console)
+    if resolved.score:
+        from jobs.score import score as score_run
+
+        score_run(folder.root, console)
+    console.print(f"run folder: {folder.root}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def ingest(
+    dataset: Annotated[str, typer.Argument(help="One of `facescan ls datasets`.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder for the shards; new or empty.")],
+    source: Annotated[
+        Path | None, typer.Option(help="Folder with the dataset as published.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("-C", "--config", help="YAML: the columns of a `table`.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many rows.")] = None,
+    size: Annotated[int | None, typer.Option(help="Faces to draw (`sample`).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the drawing (`sample`).")] = None,
+    include_path: IncludePath = None,
+) -> None:
+    """Turn a dataset as it is published, or a table of your own, into shards."""
+    from jobs.ingest import ingest as run_ingest
+
+    _include(include_path)
+
+
+@app.command()
+def score(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Score a run again: predictions -> metrics, without Ray or a GPU."""
+    from jobs.score import score as score_run
+
+    score_run(run, Console())
+
+
+@app.command()
+def doctor() -> None:
+    """What is installed, which engines can run here, and why others cannot."""
+    from jobs.doctor import doctor as examine
+
+    raise typer.Exit(examine(Console()))
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    DATASETS = "datasets"
+    MODELS = "models"
+    PROTOCOLS = "protocols"
+    ATTRIBUTES = "attributes"
+
+
+@app.command()
+def ls(kind: Annotated[Kind, typer.Argument()], include_path: IncludePath = None) -> None:
+    """List the names of a kind, one a line with what it is."""
+    _include(include_path)
+    described = {
+        Kind.DATASETS: lambda name: datasets.load(name).description,
+        Kind.MODELS: lambda name: models.load(name).description,
+        Kind.PROTOCOLS: lambda name: protocols.load(name).description,
+        Kind.ATTRIBUTES: lambda name: ", ".join(s.name for s in attributes.load(name).label_sets),
+    }[kind]
+    names = registry.names(f"facescan.{kind}")
+    width = max(map(len, names))
+    for name in names:
+        typer.echo(f"{name:{width}}  {' '.join(described(name).split())}")
+
+
+def _include(folders: list[Path] | None) -> None:
+    for folder in folders or ():
+        registry.include(folder)
+
+
+def main() -> None:
+    """The `facescan` command."""
+    try:
+        app()
+    except FacescanError as error:
+        typer.echo(f"facescan: {error}", err=True)
+        sys.exit(2 if isinstance(error, UsageError) else 4 if isinstance(error, MixingError) else 1)
+    except KeyboardInterrupt:
+        typer.echo("facescan: stopped; the same command again continues", err=True)
+        sys.exit(3)

@@ -1,0 +1,82 @@
+"""Joining or starting Ray, and how many engines fit on what it has."""
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+
+from facescan.errors import UsageError
+from facescan.models import ModelCard
+
+_NO_TELEMETRY = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What engines of one model get.
+
+    Attributes:
+        replicas: engine actors.
+        gpus: of each.
+        cpus: threads each may keep busy.
+    """
+
+    replicas: int
+    gpus: int
+    cpus: int
+
+
+def connect(address: str | None, object_store_bytes: int, replicas: int | None) -> None:
+    """Join the cluster at `address`; without one start a Ray of our own.
+
+    Inside a submitted Ray job the job's cluster is joined. Elsewhere no cluster is joined by
+    accident: Ray's own default would take any that RAY_ADDRESS or a file of its names.
+
+    Raises:
+        UsageError: no cluster answers at `address`.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.update(_NO_TELEMETRY)
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if address is None and RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ:
+        # One logical CPU beyond the engines', for reading: it waits for disks more than it works.
+        cpus = max(os.cpu_count() or 1, replicas or 1) + 1
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            object_store_memory=2 * object_store_bytes,
+            **quiet,
+        )
+        return
+    try:
+        ray.init(address=address or "auto", runtime_env={"env_vars": _NO_TELEMETRY}, **quiet)
+    except ConnectionError as error:
+        raise UsageError(f"--ray-address {address}: no Ray cluster answers: {error}") from error
+
+
+def share(card: ModelCard, replicas: int | None) -> Share:
+    """How many engines of this model run, and what each gets, on the cluster joined.
+
+    Raises:
+        UsageError: the model needs more GPUs than the cluster has.
+    """
+    resources = ray.cluster_resources()
+    available = int(resources.get("GPU", 0))
+    gpus = card.gpus if card.gpus is not None else (card.tensor_parallel_size if available else 0)
+    if replicas is None:
+        replicas = max(1, available // gpus) if gpus else 1
+    if gpus * replicas > available:
+        raise UsageError(
+            f"model {card.name}: {replicas} engines of {gpus} GPUs each, but the cluster has "
+            f"{available}; lower --replicas or the card's tensor_parallel_size"
+        )
+    cores = os.cpu_count() or 1
+    nodes = max(1, sum(1 for node in ray.nodes() if node["Alive"]))
+    per_node = max(1, -(-replicas // nodes))
+    return Share(replicas, gpus, max(1, cores // per_node))
