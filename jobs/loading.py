@@ -1,0 +1,114 @@
+"""The images of a source's rows: read, hashed and checked by threads, in the order of the rows."""
+
+import hashlib
+import os
+import stat
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from facescan import images
+from facescan.datasets import Rejected, SourceRow
+from facescan.errors import BadImage, DataError
+from facescan.shards import ShardRow
+
+MISSING = "missing_image"
+"""Why a row is rejected whose image is not there."""
+
+_THREADS = 4
+"""That read and hash files; more help only where the files are far away."""
+
+_ROWS_AT_ONCE = 32
+"""Rows being read or waiting for their turn, which bounds the memory."""
+
+_LIMITS = images.Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A row with its image read.
+
+    Attributes:
+        unusable: why the image will end as `bad_image`; None for a good one.
+    """
+
+    where: str
+    row: ShardRow
+    unusable: str | None
+
+
+def loaded(items: Iterable[SourceRow | Rejected], root: Path | None) -> Iterator[Loaded | Rejected]:
+    """Read the images of rows; what is rejected already passes through.
+
+    Rejected are rows without an image (`MISSING`) and with one above the limit of bytes, which no
+    run would accept. Other images that cannot be used stay.
+
+    Args:
+        items: in any number; a few at a time are taken.
+        root: that paths start from and must stay below; None where there are no paths.
+
+    Raises:
+        DataError: a path is a URL, leads out of `root`, or is there but cannot be read.
+    """
+    real_root = None if root is None else os.path.realpath(root)
+    waiting = deque[Future[Loaded | Rejected]]()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for item in items:
+            waiting.append(pool.submit(_load, real_root, item))
+            if len(waiting) == _ROWS_AT_ONCE:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _load(root: str | None, item: SourceRow | Rejected) -> Loaded | Rejected:
+    if isinstance(item, Rejected):
+        return item
+    path = item.image if isinstance(item.image, str) else None
+    try:
+        data = _read(root, item.image, item.where) if isinstance(item.image, str) else item.image
+    except (FileNotFoundError, NotADirectoryError):
+        data = None
+    except OSError as error:
+        raise DataError(f"{item.where}: {error}") from error
+    if data is None:
+        return Rejected(f"{item.where} ({path or 'no image named'})", MISSING)
+    if len(data) > _LIMITS.max_bytes:
+        return Rejected(item.where, images.Reason.TOO_MANY_BYTES)
+    digest = hashlib.sha256(data).hexdigest()
+    row = ShardRow(
+        image_id=item.image_id,
+        image_sha256=digest,
+        data=data,
+        path=path,
+        split=item.split,
+        subject_id=item.subject_id,
+        labels=item.labels,
+        values=item.values,
+        groups=item.groups,
+    )
+    return Loaded(item.where, row, _unusable(data, digest))
+
+
+def _unusable(data: bytes, digest: str) -> str | None:
+    try:
+        images.check(data, digest, _LIMITS)
+    except BadImage as error:
+        return error.reason
+    return None
+
+
+def _read(root: str | None, path: str, where: str) -> bytes:
+    """The file at `path` below `root`; of one above the limit, no more than shows that it is."""
+    if root is None or "://" in path or "\0" in path:
+        raise DataError(f"{where}: '{path}' is not a path below the source; URLs are not followed")
+    real = os.path.realpath(os.path.join(root, path))
+    if not real.startswith(os.path.join(root, "")):
+        raise DataError(f"{where}: '{path}' leads out of {root}")
+    status = os.stat(real)
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{where}: '{path}' is not a file")
+    with open(real, "rb") as file:
+        return file.read(min(status.st_size, _LIMITS.max_bytes + 1))
