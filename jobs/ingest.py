@@ -3,7 +3,6 @@
 import hashlib
 import time
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,8 +15,9 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from facescan import datasets
 from facescan.datasets import Dataset, Rejected, Source, SourceRow
 from facescan.errors import DataError, UsageError
-from facescan.shards import Contents, IngestManifest, ShardRow, ShardWriter
+from facescan.shards import Contents, IngestManifest, ShardWriter
 from jobs import loading
+from jobs.loading import Loaded
 
 _SECONDS_BETWEEN_LINES = 10.0
 _REJECTIONS_SHOWN = 5
@@ -72,10 +72,9 @@ def ingest(
         revision=chosen.revision,
     )
     with ShardWriter(output_dir, contents) as writer, _Progress(console) as progress:
-        rows = _copied(chosen.rows(opened), opened, writer, progress, allow_missing)
-        written = sum(1 for _ in islice(rows, limit))
-        if not written:
-            raise DataError(f"{source}: no images found")
+        items = loading.loaded(_first(chosen.rows(opened), limit), opened.path and opened.root)
+        if not _copy(items, writer, progress, allow_missing):
+            raise DataError(f"{source or dataset}: no images found")
     _print_summary(writer.manifest, output_dir, console)
     return writer.manifest
 
@@ -121,21 +120,30 @@ def _checked_source(dataset: Dataset[Any], source: Path | None, output_dir: Path
     return source
 
 
-def _copied(
-    items: Iterable[SourceRow | Rejected],
-    source: Source[Any],
+def _first(
+    items: Iterable[SourceRow | Rejected], limit: int | None
+) -> Iterator[SourceRow | Rejected]:
+    rows = 0
+    for item in items:
+        yield item
+        rows += isinstance(item, SourceRow)
+        if rows == limit:
+            return
+
+
+def _copy(
+    items: Iterable[Loaded | Rejected],
     writer: ShardWriter,
     progress: "_Progress",
     allow_missing: bool,
-) -> Iterator[ShardRow]:
-    """Write the rows; yields each that was written.
+) -> int:
+    """Write the rows, and return how many.
 
     Raises:
         DataError: an id comes twice, or an image is missing and must not be.
     """
-    root = None if source.path is None else source.root
     seen = set[bytes]()
-    for item in loading.loaded(items, root):
+    for item in items:
         if isinstance(item, Rejected):
             if item.reason == loading.MISSING and not allow_missing:
                 raise DataError(
@@ -145,7 +153,7 @@ def _copied(
             writer.reject(item.reason)
             progress.rejected(item)
             continue
-        # 16 bytes for each id, which is exact for all purposes and small for long ids.
+        # A digest is as good as the id, and small however long the ids are.
         key = hashlib.blake2b(item.row.image_id.encode(), digest_size=16).digest()
         if key in seen:
             raise DataError(f"{item.where}: the image id '{item.row.image_id}' is there already")
@@ -154,7 +162,7 @@ def _copied(
             writer.unusable(item.unusable)
         writer.add(item.row)
         progress.advance()
-        yield item.row
+    return len(seen)
 
 
 class _Progress:
