@@ -1,0 +1,69 @@
+"""What stands at the terminal, wide, narrow, or none."""
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from facescan.score import metrics, table
+from facescan.score.views import tallies
+from tests.facescan.score.hats import Row, failed, load, row
+from tests.facescan.score.test_views import counts
+
+
+def shown(rows: list[Row], width: int = 80, terminal: bool = False) -> str:
+    console = Console(file=StringIO(), width=width, force_terminal=terminal, color_system=None)
+    table.show([metrics.of(tally) for tally in tallies(counts(rows), load)], console)
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+ROWS = [row("cap", "cap")] * 813 + [row("none", "cap")] * 170 + [failed("refused", "cap")] * 17
+FIGURES = ("1,000", "983", "17", "81.3", "[78.8-83.6]", "82.7", "[80.2-84.9]", "89.7")
+
+
+def test_a_pipe_gets_one_plain_line_a_row() -> None:
+    lines = shown(ROWS, width=40).splitlines()
+    assert lines[0] == "seer on people/test, protocol neutral (free)"
+    assert lines[2].split() == ["hat-4", *FIGURES]
+    assert lines[3].startswith("hat-4 as hat-3  ")
+    assert lines[1].split()[-2:] == ["F1", "%"]
+
+
+@pytest.mark.parametrize("width", [120, 80, 70, 60, 40])
+def test_no_figure_is_cut_at_any_width(width: int) -> None:
+    text = shown(ROWS, width=width, terminal=True)
+    assert all(len(line.rstrip()) <= width for line in text.splitlines())
+    assert "…" not in text
+    for figure in FIGURES:
+        assert figure in text
+    assert ("─" in text) == (width >= 70)
+
+
+def test_an_incomplete_score_is_marked_and_bounded() -> None:
+    text = shown([*ROWS, *[failed("pending", "cap")] * 200, failed("engine_error", "cap")])
+    assert "\nhat-4*" in text
+    assert (
+        "* hat-4 incomplete: 201 more rows failed in the run (engine_error 1, pending 200); "
+        "with them accuracy is between 67.7 and 84.4 %." in text
+    )
+    assert "incomplete" not in shown(ROWS)
+
+
+def test_what_is_not_in_a_figure_is_said() -> None:
+    text = shown([row("none", "cap"), row("cap", "none"), row("cap", None, outcome="spurious")])
+    assert "hat-4 as hat-2: 1 rows left out, their target is not in the view." in text
+    assert "hat-4 as hat-2: 1 answers are not in the view and count as wrong." in text
+    assert "hat-4: 1 persons listed who are not there, not in n." in text
+
+
+def test_without_targets_outcomes_are_told_and_figures_left_open() -> None:
+    text = shown([row("cap", None)] * 3 + [failed("refused", None), failed("pending", None)])
+    assert text.splitlines()[2].split() == ["hat-4*", "0", "0", "0", "-", "-", "-"]
+    assert "5 rows have no target and are not scored (answered 3, refused 1, pending 1)." in text
+
+
+def test_names_are_shown_as_they_are() -> None:
+    """Square brackets are markup to rich, and models may be called anything."""
+    text = shown([row("cap", "cap", model="tuned[bold]")], terminal=True)
+    assert "tuned[bold] on people/test" in text

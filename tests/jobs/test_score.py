@@ -1,0 +1,112 @@
+"""facescan score RUN, on label sets that ship."""
+
+import json
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from facescan.errors import DataError, UnknownNameError, UsageError
+from jobs.score import score
+from tests.facescan.score.hats import Row, failed, row, write
+
+
+def race(label: str | None, target: str, outcome: str = "answered") -> Row:
+    sets = {"attribute": "race", "asked_label_set": "race-7", "target_label_set": "race-7"}
+    return row(label, target, outcome=outcome, **sets)
+
+
+def run_of(folder: Path, *parts: list[Row]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "manifest.json").write_text("{}")
+    (folder / "predictions").mkdir()
+    for number, rows in enumerate(parts):
+        write(folder / "predictions" / f"{number}.parquet", rows)
+    return folder
+
+
+def quiet() -> Console:
+    return Console(file=StringIO(), width=80)
+
+
+def test_a_run_is_scored_in_every_view_and_told_where(tmp_path: Path) -> None:
+    run = run_of(
+        tmp_path / "run",
+        [race("White", "White"), race("East Asian", "Southeast Asian")],
+        [race(None, "Black", "refused")],
+    )
+    console = quiet()
+    folder = score(run, console)
+    assert folder == run / "scores"
+    entries = json.loads((folder / "metrics.json").read_text())["scores"]
+    found = {entry["view"]: entry["accuracy"]["value"] for entry in entries}
+    assert found["race-7"] == 1 / 3
+    assert found["race-6"] == 2 / 3
+    assert pq.read_table(folder / "metrics.parquet").num_rows > 0
+    assert isinstance(console.file, StringIO)
+    text = console.file.getvalue()
+    assert "Labels are perceived attributes in the dataset's own categories" in text
+    assert str(folder / "metrics.parquet") in text
+    assert text.rstrip().endswith(str(folder / "metrics.json"))
+
+
+def test_answers_in_years_groups_meet_finer_targets(tmp_path: Path) -> None:
+    asked = {"attribute": "age", "asked_label_set": "age-5", "target_label_set": "age-9"}
+    run = run_of(tmp_path / "run", [row("0-9", "3-9", **asked)])
+    folder = score(run, quiet())
+    (entry,) = json.loads((folder / "metrics.json").read_text())["scores"]
+    assert (entry["asked_label_set"], entry["view"]) == ("age-5", "age-5")
+    assert entry["accuracy"]["value"] == 1.0
+
+
+def test_scoring_again_replaces_the_scores(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", [race("White", "White")])
+    before = (score(run, quiet()) / "metrics.json").read_bytes()
+    assert (score(run, quiet()) / "metrics.json").read_bytes() == before
+    write(run / "predictions" / "9.parquet", [race("White", "Black")])
+    assert (score(run, quiet()) / "metrics.json").read_bytes() != before
+    assert sorted(path.name for path in (run / "scores").iterdir()) == [
+        "metrics.json",
+        "metrics.parquet",
+    ]
+
+
+def test_an_unfinished_file_of_the_run_is_not_read(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", [race("White", "White")])
+    (run / "predictions" / ".1.parquet.0123abcd.tmp").write_text("half")
+    score(run, quiet())
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"not a run folder.*facescan run"):
+        score(tmp_path, quiet())
+
+
+@pytest.mark.parametrize("parts", [[], [[]]])
+def test_a_run_without_predictions_is_told_how_to_get_them(
+    tmp_path: Path, parts: list[list[Row]]
+) -> None:
+    run = run_of(tmp_path / "run", *parts)
+    with pytest.raises(UsageError, match=r"no predictions to score.*facescan run"):
+        score(run, quiet())
+    assert not (run / "scores").exists()
+
+
+def test_bad_predictions_write_no_scores(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", [race("Martian", "White")])
+    with pytest.raises(DataError, match="Martian"):
+        score(run, quiet())
+    other = run_of(tmp_path / "other", [failed("refused", None, attribute="shoe")])
+    with pytest.raises(UnknownNameError, match="shoe"):
+        score(other, quiet())
+    assert not (run / "scores").exists()
+
+
+def test_scoring_needs_neither_ray_nor_an_engine() -> None:
+    heavy = "{'ray', 'torch', 'vllm', 'transformers', 'sklearn', 'scipy'}"
+    check = f"import sys, jobs.score; sys.exit(bool({heavy} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", check], check=True)
