@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 failed; 2 usage or configuration; 3 stopped by a signal, c
 """
 
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -118,12 +119,27 @@ def ingest(
     limit: Annotated[int | None, typer.Option(help="Only the first so many rows.")] = None,
     size: Annotated[int | None, typer.Option(help="Faces to draw (`sample`).")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the drawing (`sample`).")] = None,
+    allow_missing: Annotated[
+        bool, typer.Option(help="Count rows whose image is missing instead of stopping.")
+    ] = False,
     include_path: IncludePath = None,
 ) -> None:
     """Turn a dataset as it is published, or a table of your own, into shards."""
-    from jobs.ingest import ingest as run_ingest
+    from jobs.ingest import ingest as make_shards
 
     _include(include_path)
+    make_shards(
+        dataset,
+        output_dir,
+        Console(),
+        source=source,
+        config=config,
+        split=split,
+        limit=limit,
+        size=size,
+        seed=seed,
+        allow_missing=allow_missing,
+    )
 
 
 @app.command()
@@ -155,16 +171,16 @@ class Kind(StrEnum):
 def ls(kind: Annotated[Kind, typer.Argument()], include_path: IncludePath = None) -> None:
     """List the names of a kind, one a line with what it is."""
     _include(include_path)
-    described = {
+    described: dict[Kind, Callable[[str], str]] = {
         Kind.DATASETS: lambda name: datasets.load(name).description,
         Kind.MODELS: lambda name: models.load(name).description,
         Kind.PROTOCOLS: lambda name: protocols.load(name).description,
         Kind.ATTRIBUTES: lambda name: ", ".join(s.name for s in attributes.load(name).label_sets),
-    }[kind]
+    }
     names = registry.names(f"facescan.{kind}")
     width = max(map(len, names))
     for name in names:
-        typer.echo(f"{name:{width}}  {' '.join(described(name).split())}")
+        typer.echo(f"{name:{width}}  {' '.join(described[kind](name).split())}")
 
 
 def _include(folders: list[Path] | None) -> None:

@@ -2,7 +2,11 @@
 
 import logging
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
@@ -80,3 +84,25 @@ def share(card: ModelCard, replicas: int | None) -> Share:
     nodes = max(1, sum(1 for node in ray.nodes() if node["Alive"]))
     per_node = max(1, -(-replicas // nodes))
     return Share(replicas, gpus, max(1, cores // per_node))
+
+
+@contextmanager
+def native_messages_to(log: Path) -> Iterator[None]:
+    """Send what compiled code prints to stderr to a file; Python's own messages stay visible.
+
+    Ray's core prints an error about every actor pool of Ray Data that may be restarted, which
+    here means nothing (ray issue 53727); it has no level of its own to switch off.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    python_stderr = sys.stderr
+    try:
+        with log.open("ab") as file, os.fdopen(terminal, "w", closefd=False) as visible:
+            os.dup2(file.fileno(), 2)
+            sys.stderr = visible
+            yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        sys.stderr = python_stderr

@@ -152,7 +152,7 @@ def _stream(work: Work, leg: Leg) -> ray.data.Dataset:
             batch_size=max(16, _REQUESTS_PER_BATCH // len(leg.questions)),
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
-                size=leg.share.replicas,
+                size=min(leg.share.replicas, len(groups)),
                 max_concurrent_calls_per_actor=_CALLS_PER_ACTOR,
                 max_tasks_in_flight_per_actor=2 * _CALLS_PER_ACTOR,
             ),

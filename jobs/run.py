@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
+from typing import cast
 
 from rich.console import Console
 
@@ -173,6 +174,8 @@ def _record(config: RunConfig, data: Shards, passes: list[Pass]) -> Manifest:
                 offered=dict(offered),
                 question=question.identity,
                 engine=each.card.engine,
+                dtype=each.card.dtype,
+                engine_options=each.card.engine_options,
             )
             for each in passes
             for question in each.questions
@@ -204,7 +207,10 @@ def _answer(
         return
     object_store = config.object_store_mb * 1024 * 1024
     cluster.connect(config.ray_address, object_store, config.replicas)
-    with Progress(folder.status, sum(still_open), console) as progress:
+    with (
+        cluster.native_messages_to(folder.logs / "driver.log"),
+        Progress(folder.status, sum(still_open), console) as progress,
+    ):
         for each, requests in zip(passes, still_open, strict=True):
             if not requests:
                 continue
@@ -221,8 +227,8 @@ def _open_requests(work: Work, each: Pass, on_disk: set[bytes]) -> int:
     """How many requests of a pass have no reply yet; no image is read to find out."""
     open_requests = 0
     for batch in work.shards.labels():
-        taken = work.selection.taken(batch.column("image_id").to_pylist())
-        digests = batch.column("image_sha256").to_pylist()
+        taken = work.selection.taken(cast("list[str]", batch.column("image_id").to_pylist()))
+        digests = cast("list[str]", batch.column("image_sha256").to_pylist())
         open_requests += sum(
             bytes.fromhex(request_id(question.identity, digest)) not in on_disk
             for digest, selected in zip(digests, taken, strict=True)

@@ -43,6 +43,11 @@ class RunFolder:
         return self.root / "shards"
 
     @property
+    def logs(self) -> Path:
+        """Folder of what the processes of a run had to say."""
+        return self.root / "logs"
+
+    @property
     def is_run(self) -> bool:
         """Whether a run was begun here."""
         return self.manifest.is_file()

@@ -53,8 +53,10 @@ class Combination(BaseModel):
     question: str
     """The question's identity: a digest over all that can change an answer but the image."""
     engine: str
+    dtype: str
+    engine_options: dict[str, str | int | float | bool]
     resolved_model: str | None = None
-    numerics: dict[str, str] = Field(default_factory=dict)
+    """Checkpoint and commit, as the engine reported them; None before anything was answered."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -117,16 +119,23 @@ def grown(old: Manifest, new: Manifest) -> Manifest:
 
 
 def _refuse_change(known: Combination, now: Combination) -> None:
-    if known.question == now.question:
-        return
     where = f"model {now.model}, protocol {now.protocol}, attribute {now.attribute}"
-    for field in ("label_set", "answer_mode", "prompt", "offered", "engine"):
+    for field in (
+        "label_set",
+        "answer_mode",
+        "prompt",
+        "offered",
+        "engine",
+        "dtype",
+        "engine_options",
+    ):
         before, after = getattr(known, field), getattr(now, field)
         if before != after:
             raise MixingError(
                 f"{where}: {field} was {before!r}, now {after!r}; give another --output-dir"
             )
-    raise MixingError(
-        f"{where}: checkpoint, decoding or preprocessing is not what it was; "
-        "give another --output-dir"
-    )
+    if known.question != now.question:
+        raise MixingError(
+            f"{where}: checkpoint, decoding or preprocessing is not what it was; "
+            "give another --output-dir"
+        )

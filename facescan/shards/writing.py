@@ -24,7 +24,7 @@ from facescan.shards.contents import (
     dataset_digest,
 )
 
-ROW_GROUP_BYTES = 32 * 1024 * 1024
+ROW_GROUP_BYTES = 16 * 1024 * 1024
 """Image bytes after which a row group is written; the last image may lie above."""
 
 ROW_GROUP_ROWS = 4_096

@@ -1,0 +1,258 @@
+"""A whole run with the fake engine: real shards, real Ray, real Parquet."""
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from rich.console import Console
+
+from facescan import registry
+from facescan.errors import EngineError, MixingError, UnknownNameError, UsageError
+from facescan.run import journal, manifest
+from jobs.config import resolve
+from jobs.run import run
+from tests.conftest import MakeShards, jpeg
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+
+QUIET = Console(file=io.StringIO())
+
+
+def answered(output_dir: Path, **flags: Any) -> Path:
+    settings = {"model": ["fake"], "attributes": ["race"], "output_dir": output_dir} | flags
+    return run(resolve(settings, None), QUIET).root
+
+
+def predictions(folder: Path) -> list[dict[str, Any]]:
+    files = sorted((folder / "predictions").glob("*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def replies(folder: Path) -> dict[str, dict[str, Any]]:
+    found = [
+        row for part in journal.parts(folder / "replies") for row in pq.read_table(part).to_pylist()
+    ]
+    assert len({row["request_id"] for row in found}) == len(found)
+    return {row["request_id"]: row for row in found}
+
+
+def test_every_image_has_one_row_per_attribute_and_one_reply_per_request(
+    tmp_path: Path, make_shards: MakeShards
+) -> None:
+    folder = answered(tmp_path / "run", dataset=str(make_shards(30)), attributes=["race", "gender"])
+    rows = predictions(folder)
+    assert Counter(row["attribute"] for row in rows) == {"race": 30, "gender": 30}
+    assert len({(row["image_id"], row["attribute"]) for row in rows}) == 60
+    assert {row["request_id"] for row in rows} == set(replies(folder))
+    race = next(row for row in rows if row["attribute"] == "race")
+    assert (race["target"], race["target_label_set"]) == (race["label_race"], "race-7")
+    assert (race["dataset"], race["split"], race["model"]) == ("tiny", "test", "fake")
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["answered"], status["requests"]) == ("answered", 60, 60)
+
+
+def test_the_same_command_again_asks_nothing(tmp_path: Path, make_shards: MakeShards) -> None:
+    shards = str(make_shards())
+    folder = answered(tmp_path / "run", dataset=shards)
+    before = {path: path.read_bytes() for path in (folder / "replies").iterdir()}
+    rows = predictions(folder)
+    answered(tmp_path / "run", dataset=shards)
+    assert {path: path.read_bytes() for path in (folder / "replies").iterdir()} == before
+    assert predictions(folder) == rows
+
+
+def test_a_run_grows_by_images_attributes_and_models(
+    tmp_path: Path, make_shards: MakeShards
+) -> None:
+    shards = str(make_shards())
+    folder = answered(tmp_path / "run", dataset=shards, limit=5)
+    first = replies(folder)
+    assert len(first) == 5
+    answered(tmp_path / "run", dataset=shards, limit=12)
+    answered(tmp_path / "run", dataset=shards, limit=12, attributes=["gender"])
+    grown = replies(folder)
+    assert len(grown) == 24
+    assert {key: grown[key] for key in first} == first
+    combinations = manifest.read(folder / "manifest.json").combinations
+    assert [each.attribute for each in combinations] == ["race", "gender"]
+    assert Counter(row["attribute"] for row in predictions(folder)) == {"race": 12, "gender": 12}
+
+
+def test_another_dataset_in_the_same_folder_is_refused(
+    tmp_path: Path, make_shards: MakeShards
+) -> None:
+    answered(tmp_path / "run", dataset=str(make_shards(5)))
+    with pytest.raises(MixingError, match="digest"):
+        answered(tmp_path / "run", dataset=str(make_shards(6, name="other")))
+
+
+def test_a_changed_prompt_of_a_known_combination_is_refused_by_name(
+    tmp_path: Path, make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_included", [])
+    protocol = tmp_path / "mine" / "protocols" / "short.yaml"
+    protocol.parent.mkdir(parents=True)
+    wording = {
+        "description": "x",
+        "attributes": {"race": {"label_set": "race-7", "question": "Race? {labels}"}},
+    }
+    protocol.write_text(yaml.safe_dump(wording))
+    flags: dict[str, Any] = {
+        "dataset": str(make_shards(3)),
+        "protocol": "short",
+        "include_path": [protocol.parents[1]],
+    }
+    answered(tmp_path / "run", **flags)
+    wording["attributes"]["race"]["question"] = "Which race? {labels}"  # type: ignore[index]
+    (protocol.parent / "short.yaml").write_text(yaml.safe_dump(wording))
+    from facescan import protocols
+
+    protocols._read.cache_clear()
+    with pytest.raises(MixingError, match=r"attribute race: prompt was 'Race\?"):
+        answered(tmp_path / "run", **flags)
+
+
+def test_a_bad_image_ends_as_bad_image_and_the_others_are_answered(
+    tmp_path: Path, make_shards: MakeShards
+) -> None:
+    shards = make_shards(6, data={1: b"", 2: b"<html>no</html>", 3: jpeg(3)[:400]})
+    folder = answered(tmp_path / "run", dataset=str(shards))
+    outcomes = {row["image_id"]: row["outcome"] for row in predictions(folder)}
+    bad = {image for image, outcome in outcomes.items() if outcome == "bad_image"}
+    assert bad == {"image-0001", "image-0002", "image-0003"}
+    assert all(row["error"] for row in replies(folder).values() if row["error_kind"])
+
+
+def test_images_with_equal_bytes_share_a_reply(tmp_path: Path, make_shards: MakeShards) -> None:
+    shards = make_shards(4, data={number: jpeg(0) for number in range(3)})
+    folder = answered(tmp_path / "run", dataset=str(shards))
+    assert len(replies(folder)) == 2
+    assert len(predictions(folder)) == 4
+
+
+def test_the_sample_needs_no_files_and_grows(tmp_path: Path) -> None:
+    attributes = ["race", "gender", "age", "emotion"]
+    folder = answered(tmp_path / "run", dataset="sample", limit=20, attributes=attributes)
+    first = replies(folder)
+    assert len(first) == 80
+    answered(tmp_path / "run", dataset="sample", limit=30, attributes=attributes)
+    grown = replies(folder)
+    assert len(grown) == 120
+    assert set(first) <= set(grown)
+
+
+@pytest.mark.parametrize("replicas", [None, 1])
+def test_two_engines_on_two_gpus_get_one_each(
+    tmp_path: Path,
+    make_shards: MakeShards,
+    monkeypatch: pytest.MonkeyPatch,
+    replicas: int | None,
+) -> None:
+    monkeypatch.setattr(registry, "_included", [])
+    card = tmp_path / "mine" / "models" / "gpu-fake.yaml"
+    card.parent.mkdir(parents=True)
+    card.write_text(
+        "description: fake on a GPU\nengine: fake\nprotocol: neutral\nattributes: [race]\ngpus: 1\n"
+    )
+    folder = answered(
+        tmp_path / "run",
+        dataset=str(make_shards(6000)),
+        model=["gpu-fake"],
+        include_path=[card.parents[1]],
+        replicas=replicas,
+    )
+    workers = manifest.read(folder / "manifest.json").workers
+    expected = {"0", "1"} if replicas is None else {"0"}
+    assert {about["gpus"] for about in workers.values()} == expected
+
+
+def test_more_gpus_than_there_are_is_a_usage_error(
+    tmp_path: Path, make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_included", [])
+    card = tmp_path / "mine" / "models" / "huge.yaml"
+    card.parent.mkdir(parents=True)
+    card.write_text(
+        "description: x\nengine: fake\nprotocol: neutral\nattributes: [race]\n"
+        "tensor_parallel_size: 8\n"
+    )
+    flags = {"model": ["huge"], "include_path": [card.parents[1]]}
+    with pytest.raises(UsageError, match="8 GPUs each, but the cluster has 2"):
+        answered(tmp_path / "run", dataset=str(make_shards(3)), **flags)
+
+
+_BROKEN = """
+import os
+from serving.engines.fake import FakeEngine, missing, preprocessing
+from facescan.errors import EngineError
+
+def load(card, checkpoint, settings):
+    {load}
+    return Broken(card, settings)
+
+class Broken(FakeEngine):
+    async def answer(self, requests):
+        {answer}
+        async for reply in super().answer(requests):
+            yield reply
+"""
+
+
+def broken_engine(folder: Path, load: str = "pass", answer: str = "pass") -> dict[str, Any]:
+    for kind in ("engines", "models"):
+        (folder / kind).mkdir(parents=True)
+    (folder / "engines" / "broken.py").write_text(_BROKEN.format(load=load, answer=answer))
+    (folder / "models" / "breaks.yaml").write_text(
+        "description: x\nengine: broken\nprotocol: neutral\nattributes: [race]\ngpus: 0\n"
+    )
+    return {"model": ["breaks"], "include_path": [folder]}
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"load": "raise EngineError('the weights are gone')"}, "the weights are gone"),
+        ({"answer": "raise EngineError('the device is gone')"}, "the device is gone"),
+        ({"answer": "requests = requests[1:]"}, "answered 9 of 10 requests; missing"),
+        ({"answer": "os._exit(1)"}, "model breaks, engine broken"),
+    ],
+)
+def test_an_engine_that_cannot_answer_ends_the_run_with_its_reason(
+    tmp_path: Path,
+    make_shards: MakeShards,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: dict[str, str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(registry, "_included", [])
+    flags = broken_engine(tmp_path / "mine", **broken)
+    with pytest.raises(EngineError, match=message):
+        answered(tmp_path / "run", dataset=str(make_shards(10)), **flags)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert message in status["reason"]
+
+
+def test_an_engine_that_died_once_is_started_again(
+    tmp_path: Path, make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_included", [])
+    mark = tmp_path / "died"
+    once = f"os.path.exists({str(mark)!r}) or (open({str(mark)!r}, 'w').close(), os._exit(1))"
+    flags = broken_engine(tmp_path / "mine", answer=once)
+    folder = answered(tmp_path / "run", dataset=str(make_shards(10)), **flags)
+    assert mark.exists()
+    assert len(replies(folder)) == 10
+
+
+def test_unknown_names_write_nothing(tmp_path: Path, make_shards: MakeShards) -> None:
+    shards = str(make_shards(3))
+    for wrong in ({"model": ["faek"]}, {"attributes": ["hat"]}, {"protocol": "n"}):
+        with pytest.raises(UnknownNameError, match="known: "):
+            answered(tmp_path / "run", dataset=shards, **wrong)
+    assert not (tmp_path / "run").exists()
