@@ -91,6 +91,21 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
+class Example:
+    """A small source and what must be read from it; every dataset that is read carries some.
+
+    Attributes:
+        files: path below the source -> contents.
+        rows: in the order in which they are read.
+        options: as a YAML file would give them.
+    """
+
+    files: Mapping[str, bytes]
+    rows: tuple[SourceRow | Rejected, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset(Generic[OptionsT]):
     """One dataset, or one kind of them.
 
@@ -105,6 +120,7 @@ class Dataset(Generic[OptionsT]):
         options: what can be set by flags or a YAML file; its fields are the settings.
         read: the rows of a source, streaming, in a fixed order.
         needs_source: False where the images are made, not read.
+        examples: at least one where there is a source.
         described_by: for a kind: what of the above the options decide.
     """
 
@@ -118,6 +134,7 @@ class Dataset(Generic[OptionsT]):
     values: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     needs_source: bool = True
+    examples: tuple[Example, ...] = ()
     described_by: "Callable[[OptionsT], Dataset[OptionsT]] | None" = None
 
     def described(self, options: OptionsT) -> "Dataset[OptionsT]":

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from facescan import attributes
-from facescan.datasets import Dataset, Rejected, Source, SourceRow, _cells
+from facescan.datasets import Dataset, Example, Rejected, Source, SourceRow, _cells
 from facescan.errors import DataError, UsageError
 
 _IMAGE_SUFFIXES = {
@@ -258,5 +258,36 @@ DATASET: Dataset[TableOptions] = Dataset(
     revision="",
     options=TableOptions,
     read=_read,
+    examples=(
+        Example(
+            files={"faces.csv": b"file,sex,age\n1.jpg,male,31\n2.jpg,,\n"},
+            options={"image": "file", "labels": {"gender": "sex"}, "values": {"years": "age"}},
+            rows=(
+                SourceRow(
+                    where="faces.csv, line 2",
+                    image_id="1.jpg",
+                    image="1.jpg",
+                    split="all",
+                    labels={"gender": "Male"},
+                    values={"years": 31.0},
+                ),
+                SourceRow(
+                    where="faces.csv, line 3",
+                    image_id="2.jpg",
+                    image="2.jpg",
+                    split="all",
+                    labels={"gender": None},
+                    values={"years": None},
+                ),
+            ),
+        ),
+        Example(
+            files={"b/1.jpg": b"", "notes.txt": b""},
+            rows=(
+                Rejected("notes.txt", "not_an_image_file"),
+                SourceRow("b/1.jpg", "b/1.jpg", "b/1.jpg", "all"),
+            ),
+        ),
+    ),
     described_by=_described,
 )

@@ -327,23 +327,3 @@ def test_the_documented_yaml_is_valid() -> None:
     options = table.TableOptions.model_validate(yaml.safe_load(text))
     assert set(options.model_dump()) == set(yaml.safe_load(text)), "every option is documented"
     assert table.DATASET.described(options).label_sets == {"gender": "gender-2", "race": "race-7"}
-
-
-def test_the_documented_dataset_file_works(tmp_path: Path) -> None:
-    documentation = Path(__file__).parents[2] / "docs" / "datasets.md"
-    names: dict[str, Any] = {}
-    exec(documentation.read_text().split("```python\n")[1].split("```")[0], names)
-    (tmp_path / "faces").mkdir()
-    for name in ("1_m.jpg", "2_x.jpg"):
-        (tmp_path / "faces" / name).touch()
-    dataset = names["DATASET"]
-    assert list(dataset.rows(Source(tmp_path, None, dataset.options()))) == [
-        SourceRow(
-            where="faces/1_m.jpg",
-            image_id="faces/1_m.jpg",
-            image="faces/1_m.jpg",
-            split="test",
-            labels={"gender": "Male"},
-        ),
-        Rejected("faces/2_x.jpg", "malformed_name"),
-    ]
