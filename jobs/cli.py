@@ -198,3 +198,7 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("facescan: stopped; the same command again continues", err=True)
         sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()

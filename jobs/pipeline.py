@@ -139,7 +139,7 @@ def _stream(work: Work, leg: Leg) -> ray.data.Dataset:
     return (
         ray.data.from_items(groups, override_num_blocks=len(groups))
         .map_batches(
-            _read,
+            read,
             fn_args=(work.shards, work.selection),
             batch_size=1,
             batch_format="pyarrow",
@@ -147,7 +147,7 @@ def _stream(work: Work, leg: Leg) -> ray.data.Dataset:
             max_retries=_RESTARTS,
         )
         .map_batches(
-            _EngineActor,
+            EngineActor,
             fn_constructor_args=(leg, work.limits, work.replies, work.include_path),
             batch_size=max(16, _REQUESTS_PER_BATCH // len(leg.questions)),
             batch_format="pyarrow",
@@ -172,7 +172,7 @@ def _explained(error: ray.exceptions.RayError, leg: Leg) -> EngineError:
     return EngineError(f"model {leg.card.name}, engine {leg.card.engine}: {reason}")
 
 
-def _read(indices: pa.Table, shards: Shards, selection: Selection) -> Iterator[pa.Table]:
+def read(indices: pa.Table, shards: Shards, selection: Selection) -> Iterator[pa.Table]:
     """The rows of these row groups that belong to the sample; runs in a Ray task."""
     chosen = cast("list[int]", indices.column("group").to_pylist())
     groups = [shards.row_groups[index] for index in chosen]
@@ -181,7 +181,7 @@ def _read(indices: pa.Table, shards: Shards, selection: Selection) -> Iterator[p
         yield table if all(taken) else table.filter(pa.array(taken))
 
 
-class _EngineActor:
+class EngineActor:
     """Owns an engine, its decode pool and a journal; see the module's docstring."""
 
     def __init__(
@@ -210,6 +210,12 @@ class _EngineActor:
         }
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
+        """Ask about one batch of a shard's rows; yields one row of `_ANSWERED_SCHEMA`.
+
+        Raises:
+            EngineError: the engine is dead, or did not answer each request exactly once.
+            OSError: replies could not be written.
+        """
         asked, replies = self._requests(batch)
         counts = Counter[str]()
         for reply in replies:
