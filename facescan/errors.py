@@ -12,6 +12,7 @@ FacescanError
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Self
 
 
 class FacescanError(Exception):
@@ -30,6 +31,11 @@ class UnknownNameError(UsageError):
         close = get_close_matches(name, names, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
         super().__init__(f"unknown {kind} '{name}'; known: {', '.join(names) or 'none'}.{hint}")
+        self._of = (kind, name, names)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str, list[str]]]:
+        """Pickles from the arguments: Ray carries errors between processes."""
+        return (type(self), self._of)
 
 
 class DataError(UsageError):
@@ -53,8 +59,14 @@ class BadImage(FacescanError):
 
     Attributes:
         reason: one word of a closed set (`facescan.images` lists it), fit for counting.
+        detail: for people.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
-        self.reason = reason
         super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        """Pickles from the arguments: Ray carries errors between processes."""
+        return (type(self), (self.reason, self.detail))

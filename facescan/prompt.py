@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from facescan import attributes as attribute_files
+from facescan import models
 from facescan.errors import UsageError
 from facescan.models import Checkpoint, ModelCard
 from facescan.protocols import Asked, Protocol
@@ -42,7 +43,7 @@ def _identity(
     prompt, labels, answer_mode, decoding = question
     content = {
         "model": card.name,
-        "checkpoint": None if checkpoint is None else checkpoint.model_dump(),
+        "checkpoint": None if checkpoint is None else models.identity(checkpoint),
         "prompt": prompt,
         "labels": labels,
         "answer_mode": answer_mode,

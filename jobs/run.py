@@ -132,7 +132,7 @@ def _generated(config: RunConfig, folder: RunFolder, console: Console) -> Shards
     """The sample dataset, drawn into the run folder; more of it where more is asked for."""
     size = config.limit or _SAMPLE_SIZE
     place = folder.shards / f"{_SAMPLE}-{config.seed}-{size}"
-    if not place.is_dir():
+    if not (place / shards.MANIFEST).is_file():
         ingest(_SAMPLE, place, console, size=size, seed=config.seed)
     data = shards.open(str(place), config.split)
     # A larger sample holds the smaller one unchanged, so a run may grow from one to the other.
