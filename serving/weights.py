@@ -1,0 +1,131 @@
+"""A checkpoint as its card names it -> files on disk, and the commit or digest they are of."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from facescan.errors import EngineError
+from facescan.models import Checkpoint
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_PROCESSOR_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
+_MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+)
+_SAMPLES = 64
+_SAMPLE_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A checkpoint on disk.
+
+    Attributes:
+        folder: holds the configuration and the weights.
+        processor: holds the tokenizer and the image processor.
+        resolved: `path@commit` for a repository, `path@sha256:...` for a folder; goes into every
+            reply.
+        config: the parsed `config.json`.
+    """
+
+    folder: Path
+    processor: Path
+    resolved: str
+    config: dict[str, Any]
+
+
+def find(checkpoint: Checkpoint) -> Weights:
+    """The files of a checkpoint, downloaded where `path` is a repository.
+
+    Raises:
+        EngineError: not there, no configuration, no weights, or weights only as pickles: loading
+            a pickle runs whatever code it holds.
+    """
+    folder, commit = _located(
+        checkpoint.path, checkpoint.revision, [*_PROCESSOR_FILES, "*.safetensors"]
+    )
+    processor = folder
+    if checkpoint.processor:
+        processor, _ = _located(checkpoint.processor, None, _PROCESSOR_FILES)
+    _refuse_pickles(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{checkpoint.path}: no readable config.json: {error}") from error
+    return Weights(folder, processor, f"{checkpoint.path}@{commit or _digest(folder)}", config)
+
+
+@contextmanager
+def together(found: Weights) -> Iterator[Path]:
+    """A folder with the weights and the processor's files side by side, as vLLM wants them."""
+    if found.processor == found.folder:
+        yield found.folder
+        return
+    with TemporaryDirectory(prefix="facescan-weights-") as name:
+        folder = Path(name)
+        for source, patterns in (
+            (found.folder, _MODEL_FILES),
+            (found.processor, _PROCESSOR_FILES),
+        ):
+            for path in (path for pattern in patterns for path in source.glob(pattern)):
+                link = folder / path.name
+                if not link.exists():
+                    link.symlink_to(path.resolve())
+        yield folder
+
+
+def _located(path: str, revision: str | None, patterns: list[str]) -> tuple[Path, str | None]:
+    if Path(path).is_dir():
+        return Path(path), None
+    if path.startswith((".", "/")) or path.count("/") != 1:
+        raise EngineError(f"{path}: neither a folder nor the name of a repository")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        # Pickles are not among the patterns, so a repository of pickles ends as one without
+        # weights instead of on this disk.
+        folder = snapshot_download(path, revision=revision, allow_patterns=patterns)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise EngineError(f"{path}: cannot be downloaded: {error}") from error
+    return Path(folder), Path(folder).name
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles:
+        raise EngineError(
+            f"{folder}: the weights are pickles ({', '.join(pickles)}), and loading a pickle runs "
+            "whatever code it holds; convert them to safetensors first"
+        )
+    raise EngineError(f"{folder}: holds no weights (*.safetensors)")
+
+
+def _digest(folder: Path) -> str:
+    """Over all JSON files, and of each weights file its size, header and evenly spaced samples.
+
+    Reading 10 GB takes longer than starting; the samples tell fine-tunes of one base apart, whose
+    headers are equal.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".json":
+            digest.update(path.name.encode() + path.read_bytes())
+        elif path.suffix == ".safetensors":
+            size = path.stat().st_size
+            digest.update(f"{path.name}:{size}".encode())
+            with path.open("rb") as file:
+                for sample in range(_SAMPLES):
+                    file.seek(max(0, size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
+                    digest.update(file.read(_SAMPLE_BYTES))
+    return f"sha256:{digest.hexdigest()[:32]}"

@@ -1,0 +1,190 @@
+"""Tiny random-weight PaliGemma checkpoints for tests: the published layout, made in a second.
+
+The files have the names and the weight layout of the published checkpoints (what vLLM loads, and
+what transformers converts when it loads), a byte-level BPE tokenizer and float32 weights. The
+weights are random but not arbitrary: at the usual initial scale such a model repeats one token
+whatever it is shown, and a comparison of two engines would prove nothing.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+IMAGE_SIZE = 56
+PATCH_SIZE = 14
+CORPUS = [
+    "answer en what is the age group of the person in the picture?",
+    "from 0 to 9, from 10 to 19, from 20 to 29, more than 70",
+    "what is the race, the gender, the emotion?",
+    "Black, White, Indian, East Asian, Southeast Asian, Middle Eastern, Latino",
+    "male, female, happy, sad, neutral, surprise, anger, fear, disgust, contempt",
+]
+
+
+def paligemma(
+    folder: Path,
+    version: Literal[1, 2] = 1,
+    *,
+    image_size: int = IMAGE_SIZE,
+    width: int = 64,
+    layers: int = 2,
+    seed: int = 0,
+) -> Path:
+    """Write a checkpoint into `folder` (made if missing) and return it.
+
+    `image_size` in pixels, a multiple of the patch of 14; `width` of both towers, a multiple of
+    32. Version 2 has Gemma 2 as its language model, soft-capped logits and sliding windows
+    included.
+    """
+    import torch
+    from transformers import PaliGemmaForConditionalGeneration
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(folder)
+    config = _config(tokenizer, version, image_size, width, layers)
+    torch.manual_seed(seed)
+    model = PaliGemmaForConditionalGeneration(config).eval()
+    _randomise(model)
+    _save(model, folder)
+    _image_processor(folder, image_size)
+    return folder
+
+
+def _tokenizer(folder: Path) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    # The newline is one token of its own, as in Gemma's vocabulary; vLLM looks it up as "\n".
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "\n"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=336,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(CORPUS, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        add_bos_token=False,
+        add_eos_token=False,
+        padding_side="left",
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    # The processor adds these on loading; they must be inside the embedding table.
+    from transformers.models.paligemma.processing_paligemma import EXTRA_TOKENS
+
+    tokenizer.add_tokens(EXTRA_TOKENS)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _config(tokenizer: Any, version: int, image_size: int, width: int, layers: int) -> Any:
+    from transformers import PaliGemmaConfig
+
+    image_tokens = (image_size // PATCH_SIZE) ** 2
+    text = {
+        "model_type": "gemma" if version == 1 else "gemma2",
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 32,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": 8192,
+        "num_image_tokens": image_tokens,
+    }
+    if version == 2:
+        text |= {"query_pre_attn_scalar": 32, "sliding_window": 4096}
+    return PaliGemmaConfig(
+        text_config=text,
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": width // 32,
+            "image_size": image_size,
+            "patch_size": PATCH_SIZE,
+            "projection_dim": width,
+            "num_image_tokens": image_tokens,
+            "vision_use_head": False,
+        },
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        projection_dim=width,
+        hidden_size=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+
+
+def _randomise(model: Any) -> None:
+    """Weights at a scale at which attention is sharp and the picture decides the answer."""
+    import torch
+
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                continue
+            if "embed_tokens" in name:
+                weight.normal_(std=0.05)
+            elif "position_embedding" in name:
+                weight.normal_(std=0.3)
+            elif weight.dim() == 1:
+                weight.normal_(std=0.1)
+            else:
+                weight.normal_(std=2.0 / weight[0].numel() ** 0.5)
+
+
+def _save(model: Any, folder: Path) -> None:
+    """Weights under the names of the published checkpoints, which `save_pretrained` changed."""
+    from safetensors.torch import save_file
+
+    renames = (
+        ("model.language_model.", "language_model.model."),
+        ("model.vision_tower.vision_model.", "vision_tower.vision_model."),
+        ("model.vision_tower.", "vision_tower.vision_model."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+    )
+    weights = {}
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight":  # tied to the embeddings
+            continue
+        for old, new in renames:
+            if name.startswith(old):
+                name = new + name.removeprefix(old)
+                break
+        weights[name] = weight.contiguous()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    model.config.dtype = "float32"
+    model.config.architectures = ["PaliGemmaForConditionalGeneration"]
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+
+
+def _image_processor(folder: Path, image_size: int) -> None:
+    side = {"height": image_size, "width": image_size}
+    preprocessor = {
+        "image_processor_type": "SiglipImageProcessor",
+        "processor_class": "PaliGemmaProcessor",
+        "image_seq_length": (image_size // PATCH_SIZE) ** 2,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "size": side,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
