@@ -94,7 +94,12 @@ def run(
     from jobs.config import resolve
     from jobs.run import run as ask
 
-    flags = {name: value for name, value in context.params.items() if name != "config"}
+    # A repeatable flag that was not given is an empty list, which must not override the file.
+    flags = {
+        name: value
+        for name, value in context.params.items()
+        if name != "config" and value not in (None, [], ())
+    }
     resolved = resolve(flags, config)
     console = Console()
     folder = ask(resolved, console)

@@ -98,7 +98,7 @@ def resolve(flags: Mapping[str, Any], file: Path | None) -> RunConfig:
 
     from_file = {} if file is None else _read(file)
     try:
-        resolved = _Sources(**{name: value for name, value in flags.items() if value is not None})
+        resolved = _Sources(**flags)
     except ValidationError as error:
         raise UsageError(_explained(error, file)) from error
     return RunConfig.model_construct(**resolved.model_dump())

@@ -1,6 +1,5 @@
 """A checkpoint as its card names it -> files on disk, and the commit or digest they are of."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from facescan.errors import EngineError
-from facescan.models import Checkpoint
+from facescan.models import Checkpoint, folder_digest
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PROCESSOR_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
@@ -20,8 +19,6 @@ _MODEL_FILES = (
     "config.json",
     "generation_config.json",
 )
-_SAMPLES = 64
-_SAMPLE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ def find(checkpoint: Checkpoint) -> Weights:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise EngineError(f"{checkpoint.path}: no readable config.json: {error}") from error
-    return Weights(folder, processor, f"{checkpoint.path}@{commit or _digest(folder)}", config)
+    return Weights(folder, processor, f"{checkpoint.path}@{commit or folder_digest(folder)}", config)
 
 
 @contextmanager
@@ -109,23 +106,3 @@ def _refuse_pickles(folder: Path) -> None:
             "whatever code it holds; convert them to safetensors first"
         )
     raise EngineError(f"{folder}: holds no weights (*.safetensors)")
-
-
-def _digest(folder: Path) -> str:
-    """Over all JSON files, and of each weights file its size, header and evenly spaced samples.
-
-    Reading 10 GB takes longer than starting; the samples tell fine-tunes of one base apart, whose
-    headers are equal.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".json":
-            digest.update(path.name.encode() + path.read_bytes())
-        elif path.suffix == ".safetensors":
-            size = path.stat().st_size
-            digest.update(f"{path.name}:{size}".encode())
-            with path.open("rb") as file:
-                for sample in range(_SAMPLES):
-                    file.seek(max(0, size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
-                    digest.update(file.read(_SAMPLE_BYTES))
-    return f"sha256:{digest.hexdigest()[:32]}"

@@ -20,7 +20,7 @@ def test_each_source_overrides_the_next(tmp_path: Path, monkeypatch: pytest.Monk
     file = written(tmp_path, "limit: 1\nseed: 2\nsplit: file\nreplicas: 4\n")
     monkeypatch.setenv("FACESCAN_LIMIT", "10")
     monkeypatch.setenv("FACESCAN_SEED", "20")
-    config = resolve({**FLAGS, "limit": 100, "split": None}, file)
+    config = resolve({**FLAGS, "limit": 100}, file)
     assert (config.limit, config.seed, config.split, config.replicas) == (100, 20, "file", 4)
 
 
@@ -42,7 +42,6 @@ def test_lists_are_written_with_commas_or_repeated_or_as_yaml(
         ({}, "lmit: 5", "unknown key 'lmit'"),
         ({"limit": 0}, "", "--limit: input should be greater than or equal to 1, got 0"),
         ({"model": []}, "", "name at least one model"),
-        ({"dataset": None}, "", "--dataset is required"),
         ({}, "limit: [", "not YAML"),
         ({}, "- a\n- b\n", "expected `key: value` lines"),
     ],
