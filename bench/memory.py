@@ -22,7 +22,8 @@ from bench.pictures import make_shards
 _SECONDS_BETWEEN_SAMPLES = 0.5
 
 
-def _descendants(root: int) -> set[int]:
+def descendants(root: int) -> set[int]:
+    """The process `root` and all processes below it, at this moment."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -54,7 +55,7 @@ def peak_pss_bytes(command: list[str]) -> int:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
-        peak = max(peak, sum(_pss_bytes(pid) for pid in _descendants(process.pid)))
+        peak = max(peak, sum(_pss_bytes(pid) for pid in descendants(process.pid)))
         time.sleep(_SECONDS_BETWEEN_SAMPLES)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
