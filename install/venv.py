@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,31 +72,33 @@ def found() -> dict[str, str]:
     return stamp
 
 
-def pip(*arguments: str, quiet: bool = False) -> bool:
-    """Run pip in the environment; with `quiet` a failure is an answer, not a message."""
-    # Two `-q` leave the errors: a configured package source that lacks one package is a warning,
+def pip_install(*arguments: str) -> str:
+    """Install with pip in the environment: its complaint where it failed, else nothing."""
+    # Two `-q` leave the errors: that a configured package source lacks a package is a warning,
     # for each of the 200.
-    command = [
-        str(PYTHON),
-        "-m",
-        "pip",
-        "-qq",
-        "--disable-pip-version-check",
-        "--no-input",
-        *arguments,
-    ]
-    return (
-        subprocess.run(
-            command, check=False, stderr=subprocess.DEVNULL if quiet else None
-        ).returncode
-        == 0
+    command = [str(PYTHON), "-m", "pip", "-qq", "--disable-pip-version-check", "--no-input"]
+    # Compiling all 28,000 files takes 36 s of CPU time; Python compiles what it imports.
+    later = [] if sys.dont_write_bytecode else ["--no-compile"]
+    done = subprocess.run(
+        [*command, "install", "--no-deps", *later, *arguments],
+        check=False,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+    return done.stderr.strip() or "pip failed" if done.returncode else ""
 
 
-def must(succeeded: bool, what: str) -> None:
-    """End the installation where a step failed; pip has said why."""
-    if not succeeded:
-        sys.exit(f"installation failed: {what}. The next `make` starts it afresh.")
+def must(complaint: str) -> None:
+    """End the installation where a step failed."""
+    if complaint:
+        sys.exit(f"{complaint}\ninstall: failed; the next `make` starts afresh")
+
+
+def install_lock(lock: Path) -> str:
+    """Install exactly what `lock` says; a file with another hash is refused."""
+    # No dependencies are looked for: the lock is complete, and torch's builds ask for different
+    # ones.
+    return pip_install("--only-binary", ":all:", "--require-hashes", "-r", str(lock))
 
 
 def install_torch() -> None:
@@ -105,18 +108,17 @@ def install_torch() -> None:
     not come from the general index, whose hashes the locks hold.
     """
     lock = ROOT / "install" / "lock-torch.txt"
-    pins = dict(line.split("==") for line in lock.read_text().splitlines() if "==" in line)
     source = []
     if index := os.environ.get("FACESCAN_TORCH_INDEX"):
         # A machine that cannot reach it falls back at once: 0.5 s where the name is unknown.
         source = ["--index-url", index, "--retries", "0", "--timeout", "5"]
-    for package in ("torch", "torchvision"):
-        version = pins[package].split()[0].rstrip("\\")
-        if not pip("install", "--no-deps", *source, f"{package}=={version}+cpu", quiet=True):
-            if package == "torch":
-                say("no CPU build of torch is offered; taking the CUDA build (3 GB more)")
-                must(pip("install", "--no-deps", "--require-hashes", "-r", str(lock)), "torch")
-            return
+    torch, torchvision = re.findall(r"^torch(?:vision)?==[\w.]+", lock.read_text(), re.MULTILINE)
+    if complaint := pip_install(*source, f"{torch}+cpu"):
+        say(f"{complaint.splitlines()[-1]}; taking the CUDA build of torch, 3 GB more")
+        must(install_lock(lock))
+    else:
+        # Where there is none, the lock brings the one for CUDA, and the workaround is needed.
+        pip_install(*source, f"{torchvision}+cpu")
 
 
 def say(line: str) -> None:
@@ -129,20 +131,16 @@ def install(build: str) -> None:
     if not PYTHON.exists():
         # Not sys.executable: `make` may be called from inside the environment itself.
         base = getattr(sys, "_base_executable", sys.executable)
-        made = subprocess.run([base, "-m", "venv", VENV], check=False).returncode == 0
-        must(made, "python -m venv (on Debian and Ubuntu it is the package python3-venv)")
+        if subprocess.run([base, "-m", "venv", VENV], check=False).returncode:
+            must("python -m venv failed; Debian and Ubuntu have it in the package python3-venv")
     if build == "cpu":
         install_torch()
     lock = locks(build)[0]
     say(f"packages of {lock.name}, hashes checked")
-    # --no-deps: the lock is complete, and torch's builds differ in what they ask for.
-    locked = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(lock)]
-    must(pip("install", *locked), lock.name)
+    must(install_lock(lock))
     # No build isolation: it would fetch setuptools again, unlocked.
-    itself = ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
-    must(pip("install", *itself), "facescan itself")
-    hooked = subprocess.run([PYTHON, HOOK], check=False).returncode == 0
-    must(hooked, "the torchvision workaround")
+    must(pip_install("--no-build-isolation", "--editable", str(ROOT)))
+    subprocess.run([PYTHON, HOOK], check=True)
 
 
 def main() -> None:
@@ -150,6 +148,14 @@ def main() -> None:
     # The folder's lock keeps a second `make` out until the first is done.
     folder = os.open(ROOT / "install", os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        bring_up_to_date()
+    finally:
+        os.close(folder)
+
+
+def bring_up_to_date() -> None:
+    """Compare the stamp with what it should be, and install where they differ."""
     build = find_build()
     stamp = wanted(build)
     before = found()

@@ -86,6 +86,15 @@ def active() -> bool:
     return NAME in sys.modules
 
 
+def needed() -> bool:
+    """Whether the torchvision here is built for CUDA and the torch beside it is not."""
+    found = [PathFinder.find_spec(name) for name in ("torch", "torchvision")]
+    files = [
+        spec.origin.replace("__init__.py", "version.py") for spec in found if spec and spec.origin
+    ]
+    return [built_for_cuda(file) for file in files] == [False, True]
+
+
 def install(site_packages: Path) -> None:
     """Put this file and the `.pth` that activates it into `site_packages`."""
     with open(__file__, encoding="utf-8") as file:
