@@ -261,7 +261,7 @@ def draw(seed: int, index: int, side: int = SIDE) -> tuple[Pixels, Truth]:
     _ears(figure, labels["gender"])
     _cap(figure, labels["race"], labels["age"])
     _expression(figure, labels["emotion"])
-    middle, half = figure.at((0, -0.2)), 1.55 * unit
+    middle, half = figure.at((0, -0.25)), 1.6 * unit
     box = (middle[0] - half, middle[1] - half, middle[0] + half, middle[1] + half)
     left, top, right, bottom = (round(v) for v in box)
     return _light(pixels, rng), Truth(labels, years, (left, top, right, bottom))
