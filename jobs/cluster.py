@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from facescan.errors import UsageError
 from facescan.models import ModelCard
 
 _NO_TELEMETRY = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1"}
+
+
+_ANSWER_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,22 @@ class Share:
     cpus: int
 
 
+def check(address: str) -> None:
+    """Find out within seconds that nothing listens at `host:port`; Ray itself tries for minutes.
+
+    Raises:
+        UsageError: nothing does.
+    """
+    host, colon, port = address.rpartition("//")[2].rpartition(":")
+    if not colon:
+        return  # "auto": Ray looks for a cluster of this machine, and says at once if there is none
+    try:
+        with socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS):
+            return
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--ray-address {address}: no Ray cluster answers: {error}") from error
+
+
 def connect(address: str | None, object_store_bytes: int, replicas: int | None) -> None:
     """Join the cluster at `address`; without one start a Ray of our own.
 
@@ -39,7 +59,7 @@ def connect(address: str | None, object_store_bytes: int, replicas: int | None) 
     accident: Ray's own default would take any that RAY_ADDRESS or a file of its names.
 
     Raises:
-        UsageError: no cluster answers at `address`.
+        UsageError: no cluster answers.
     """
     if ray.is_initialized():
         return

@@ -58,6 +58,8 @@ def run(config: RunConfig, console: Console) -> RunFolder:
     """
     for path in config.include_path:
         registry.include(path)
+    if config.ray_address is not None:
+        cluster.check(config.ray_address)
     folder = run_folder.startable(config.output_dir)
     data = None if config.dataset == _SAMPLE else shards.open(config.dataset, config.split)
     label_sets = datasets.load(_SAMPLE).label_sets if data is None else data.label_sets
