@@ -55,6 +55,10 @@ class PrefixPaliGemma(PaliGemmaForConditionalGeneration):  # type: ignore[misc]
         """Image features, one row per image token; see vLLM's interface."""
         pixels = kwargs.get("pixel_values")
         if isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8:
-            # The arithmetic of SigLIP's image processor (Pillow backend), bit for bit.
-            kwargs["pixel_values"] = (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+            # (x / 255 - 0.5) / 0.5 of SigLIP's image processor (Pillow backend), bit for bit, for
+            # only powers of two are moved; in place it takes two thirds of the time.
+            scaled = pixels.permute(0, 3, 1, 2).to(
+                torch.float32, memory_format=torch.contiguous_format
+            )
+            kwargs["pixel_values"] = scaled.div_(127.5).sub_(1)
         return super().embed_multimodal(**kwargs)

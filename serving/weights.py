@@ -57,7 +57,9 @@ def find(checkpoint: Checkpoint) -> Weights:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise EngineError(f"{checkpoint.path}: no readable config.json: {error}") from error
-    return Weights(folder, processor, f"{checkpoint.path}@{commit or folder_digest(folder)}", config)
+    return Weights(
+        folder, processor, f"{checkpoint.path}@{commit or folder_digest(folder)}", config
+    )
 
 
 @contextmanager

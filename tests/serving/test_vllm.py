@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -238,7 +238,7 @@ def test_truncated_answers_say_so(served: Served) -> None:
 
 def test_calls_overlap_and_may_be_abandoned(served: Served) -> None:
     async def first(requests: list[Request]) -> Reply:
-        replies = cast(AsyncIterator[Reply], served.engine.answer(requests))
+        replies = served.engine.answer(requests)
         async for reply in replies:
             await replies.aclose()  # type: ignore[attr-defined]
             return reply

@@ -1,0 +1,118 @@
+"""Checkpoints on disk: what is refused before anything is loaded, and how one is named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from facescan.errors import EngineError, UsageError
+from facescan.models import Checkpoint, ModelCard
+from serving import engine, prompt_forms, weights
+from serving.engine import EngineSettings
+
+
+def checkpoint(folder: Path, *names: str, architecture: str = "Other") -> Checkpoint:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    for name in names:
+        (folder / name).write_bytes(b"weights of " + name.encode())
+    return Checkpoint(path=str(folder))
+
+
+def card(**fields: Any) -> ModelCard:
+    needed = {"description": "", "engine": "vllm", "protocol": "p", "attributes": ("race",)}
+    return ModelCard(name="m", **(needed | fields))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth", "w.ckpt"])
+def test_pickles_are_refused(tmp_path: Path, name: str) -> None:
+    found = checkpoint(tmp_path, name)
+    with pytest.raises(EngineError, match=f"pickles .{name}.*safetensors"):
+        weights.find(found)
+    with pytest.raises(EngineError, match="pickles"):
+        engine.module("vllm").load(card(), found, EngineSettings())
+
+
+def test_pickles_beside_safetensors_are_left_alone(tmp_path: Path) -> None:
+    found = weights.find(checkpoint(tmp_path, "model.safetensors", "training_args.bin"))
+    assert found.folder == tmp_path
+
+
+def test_missing_things_are_named(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="no weights"):
+        weights.find(checkpoint(tmp_path / "empty"))
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/model.safetensors").touch()
+    with pytest.raises(EngineError, match=r"config\.json"):
+        weights.find(Checkpoint(path=str(tmp_path / "bare")))
+    with pytest.raises(EngineError, match="neither a folder"):
+        weights.find(Checkpoint(path="/nowhere/at/all"))
+
+
+def test_a_folder_is_named_by_what_is_in_it(tmp_path: Path) -> None:
+    first = weights.find(checkpoint(tmp_path / "a", "model.safetensors")).resolved
+    again = weights.find(checkpoint(tmp_path / "b", "model.safetensors")).resolved
+    assert first.partition("@")[2] == again.partition("@")[2]
+    tuned = checkpoint(tmp_path / "c", "model.safetensors")
+    (tmp_path / "c/model.safetensors").write_bytes(b"WEIGHTS of model.safetensors")
+    other = weights.find(tuned).resolved
+    assert other.partition("@")[2] != again.partition("@")[2]
+
+
+def test_a_repository_is_named_by_its_commit_and_brings_no_pickles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    snapshot = tmp_path / "snapshots" / "0123abc"
+    checkpoint(snapshot, "model.safetensors")
+    asked: list[tuple[str, str | None, list[str]]] = []
+
+    def download(path: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((path, revision, allow_patterns))
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    found = weights.find(Checkpoint(path="owner/name", revision="v1", processor="owner/base"))
+    assert found.resolved == "owner/name@0123abc"
+    (model, revision, patterns), (processor, _, processor_patterns) = asked
+    assert (model, revision, processor) == ("owner/name", "v1", "owner/base")
+    assert not [pattern for pattern in patterns if pattern.endswith((".bin", ".pt", "*"))]
+    assert "*.safetensors" not in processor_patterns
+
+
+def test_weights_and_processor_are_put_together(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "model", "model.safetensors", "tokenizer.json")
+    checkpoint(tmp_path / "processor", "tokenizer.json", "preprocessor_config.json", "x.bin")
+    (tmp_path / "model/config.json").write_text('{"mine": true}')
+    found = weights.find(
+        Checkpoint(path=str(tmp_path / "model"), processor=str(tmp_path / "processor"))
+    )
+    with weights.together(found) as folder:
+        names = {path.name: path.resolve().parent.name for path in folder.iterdir()}
+    assert names == {
+        "model.safetensors": "model",
+        "config.json": "model",
+        "tokenizer.json": "processor",
+        "preprocessor_config.json": "processor",
+    }
+    assert not folder.exists()
+
+
+def test_an_architecture_without_a_form_is_refused(tmp_path: Path) -> None:
+    found = weights.find(checkpoint(tmp_path, "model.safetensors", architecture="GPT2LMHeadModel"))
+    with pytest.raises(EngineError, match=r"GPT2LMHeadModel.*PaliGemma"):
+        prompt_forms.form(found)
+
+
+def test_a_card_that_cannot_work_is_a_usage_error(tmp_path: Path) -> None:
+    vllm = engine.module("vllm")
+    with pytest.raises(UsageError, match="checkpoint"):
+        vllm.load(card(), None, EngineSettings())
+    with pytest.raises(UsageError, match="max_seqs"):
+        vllm.load(
+            card(engine_options={"max_seqs": 3}),
+            checkpoint(tmp_path, "model.safetensors"),
+            EngineSettings(),
+        )
