@@ -31,14 +31,9 @@ from facescan.types import (
 from serving import engine, vllm_engine
 from serving.engine import Engine, EngineSettings
 from tests import checkpoints
+from tests.serving.third_parties import VLLM
 
-pytestmark = [
-    pytest.mark.slow,
-    # Third parties, none of it about our calls: SWIG types, vLLM's and torch's use of each other.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning:(torch|vllm|transformers)"),
-]
+pytestmark = VLLM
 
 CARD = ModelCard(
     name="tiny",

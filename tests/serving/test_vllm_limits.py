@@ -15,7 +15,9 @@ from facescan.types import AnswerMode, Decoding, EncodedImage, Outcome, Question
 from serving import engine, vllm_core
 from serving.engine import Engine, EngineSettings
 from tests import checkpoints
-from tests.serving.test_vllm import pytestmark  # noqa: F401  # the same third parties
+from tests.serving.third_parties import VLLM
+
+pytestmark = VLLM
 
 # A block of vLLM's CPU cache is 128 tokens; the prompt fills the first, the answer needs a second.
 BLOCK_BYTES = 128 * 512
