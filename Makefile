@@ -26,7 +26,6 @@ demo: install
 	$(BIN)/facescan doctor
 	$(BIN)/facescan run --dataset sample --limit 1000 --model tiny-paligemma \
 	    --attributes race,gender,age,emotion --output-dir runs/demo
-	$(BIN)/facescan score runs/demo
 
 check: install
 	$(BIN)/ruff format --check
