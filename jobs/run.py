@@ -206,7 +206,15 @@ def _answer(
     on_disk = journal.answered(folder.replies)
     still_open = [_open_requests(work, each, on_disk) for each in passes]
     if not any(still_open):
+        console.print("every request has its reply; nothing is asked", highlight=False)
         return
+    for each, requests in zip(passes, still_open, strict=True):
+        asked = ", ".join(name for question in each.questions for name in question.attributes)
+        console.print(
+            f"{each.card.name}: {requests:,} requests about {asked}; "
+            f"protocol {each.questions[0].protocol}, engine {each.card.engine}",
+            highlight=False,
+        )
     object_store = config.object_store_mb * 1024 * 1024
     cluster.connect(config.ray_address, object_store, config.replicas)
     with (

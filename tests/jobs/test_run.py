@@ -83,6 +83,31 @@ def test_a_run_grows_by_images_attributes_and_models(
     assert Counter(row["attribute"] for row in predictions(folder)) == {"race": 12, "gender": 12}
 
 
+def test_several_models_answer_the_same_images_in_one_run(
+    tmp_path: Path, make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_included", [])
+    card = tmp_path / "mine" / "models" / "other.yaml"
+    card.parent.mkdir(parents=True)
+    card.write_text(
+        "description: x\nengine: fake\nprotocol: neutral-score\nattributes: [race, age]\ngpus: 0\n"
+    )
+    folder = answered(
+        tmp_path / "run",
+        dataset=str(make_shards(8)),
+        model=["fake", "other"],
+        attributes=["race", "age"],
+        include_path=[card.parents[1]],
+    )
+    rows = predictions(folder)
+    assert Counter((row["model"], row["answer_mode"], row["attribute"]) for row in rows) == {
+        (model, mode, attribute): 8
+        for model, mode in (("fake", "free"), ("other", "score"))
+        for attribute in ("race", "age")
+    }
+    assert len(replies(folder)) == 32
+
+
 def test_another_dataset_in_the_same_folder_is_refused(
     tmp_path: Path, make_shards: MakeShards
 ) -> None:

@@ -57,7 +57,7 @@ def test_a_part_is_written_when_a_reply_waits_too_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("facescan.run.journal.time.monotonic", lambda: now[0])
     writer = journal.Journal(tmp_path, "m")
     writer.append(reply(1))
     now[0] += journal.FLUSH_SECONDS + 1
