@@ -85,7 +85,7 @@ def _profile(source: Path) -> None:
     data = shards.open(str(source))
     leg = pipeline.Leg(card, None, questions, cluster.Share(1, 0, os.cpu_count() or 1))
     with tempfile.TemporaryDirectory() as folder:
-        actor = pipeline.EngineActor(leg, images.Limits(), Path(folder), ())
+        actor = pipeline.EngineActor(leg, None, images.Limits(), Path(folder), ())
         tables = list(pipeline.read(pa.table({"group": [0, 1]}), data, Selection()))
 
         async def answer() -> None:

@@ -1,4 +1,4 @@
-"""(image, attributes, protocol, model) -> Request; the only place that formats a question."""
+"""(attributes, protocol, model) -> Questions; the only place that formats one."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from facescan import models
 from facescan.errors import UsageError
 from facescan.models import Checkpoint, ModelCard
 from facescan.protocols import Asked, Protocol
-from facescan.types import AnswerMode, Decoding, EncodedImage, Question, Request, request_id
+from facescan.types import AnswerMode, Decoding, Question
 
 _Offered = tuple[tuple[str, str], ...]
 
@@ -148,8 +148,3 @@ def questions(
         wording = asked.question.replace("{labels}", _listing(asked, offered))
         made.append(_question(card, protocol, (name,), wording, {name: offered}, preprocessing))
     return tuple(made)
-
-
-def requests(image: EncodedImage, asked: Sequence[Question]) -> list[Request]:
-    """One request per question about this image."""
-    return [Request(request_id(each.identity, image.sha256), image, each) for each in asked]

@@ -11,6 +11,9 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import yaml
 
 from facescan.errors import UnknownNameError, UsageError
 
@@ -66,10 +69,11 @@ def path(package: str, name: str) -> Path:
         UnknownNameError: no such file; the message lists the known names.
     """
     found = files(package)
-    # A YAML name may itself hold dots (llava-v1.6): the whole name is tried before the family.
-    for candidate in (name, name.partition(".")[0]):
-        if candidate in found:
-            return found[candidate]
+    if name in found:
+        return found[name]
+    family = found.get(name.partition(".")[0])
+    if family is not None and family.suffix == ".py":
+        return family
     raise UnknownNameError(package.rpartition(".")[2].removesuffix("s"), name, found)
 
 
@@ -95,3 +99,20 @@ def load(package: str, name: str) -> ModuleType:
             del sys.modules[module_name]
             raise
     return sys.modules[module_name]
+
+
+def fields(file: Path) -> dict[str, Any]:
+    """The `key: value` lines of a YAML file; none where it is empty.
+
+    Raises:
+        UsageError: it is not YAML, or holds something else.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{file}: not YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"{file}: expected `key: value` lines, found {content!r}")
+    return content

@@ -102,7 +102,11 @@ def run(
     }
     resolved = resolve(flags, config)
     console = Console()
-    folder = ask(resolved, console)
+    try:
+        folder = ask(resolved, console)
+    except KeyboardInterrupt:
+        typer.echo("facescan: stopped; the same command again continues", err=True)
+        raise typer.Exit(3) from None
     if resolved.score:
         from jobs.score import score as score_run
 
@@ -200,9 +204,6 @@ def main() -> None:
     except FacescanError as error:
         typer.echo(f"facescan: {error}", err=True)
         sys.exit(2 if isinstance(error, UsageError) else 4 if isinstance(error, MixingError) else 1)
-    except KeyboardInterrupt:
-        typer.echo("facescan: stopped; the same command again continues", err=True)
-        sys.exit(3)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +54,11 @@ def check(address: str) -> None:
         raise UsageError(f"--ray-address {address}: no Ray cluster answers: {error}") from error
 
 
+def is_own(address: str | None) -> bool:
+    """Whether a run starts a Ray of its own: no address is given, and it is no Ray job."""
+    return address is None and RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ
+
+
 def connect(address: str | None, object_store_bytes: int, replicas: int | None) -> None:
     """Join the cluster at `address`; without one start a Ray of our own.
 
@@ -63,11 +70,20 @@ def connect(address: str | None, object_store_bytes: int, replicas: int | None) 
     """
     if ray.is_initialized():
         return
+    try:
+        _connect(address, object_store_bytes, replicas)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            # Ray has made SIGTERM end the process with code 15; here it stops a run like Ctrl-C.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _connect(address: str | None, object_store_bytes: int, replicas: int | None) -> None:
     os.environ.update(_NO_TELEMETRY)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    if address is None and RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ:
+    if is_own(address):
         # One logical CPU beyond the engines', for reading: it waits for disks more than it works.
         cpus = max(os.cpu_count() or 1, replicas or 1) + 1
         ray.init(
@@ -88,22 +104,31 @@ def share(card: ModelCard, replicas: int | None) -> Share:
     """How many engines of this model run, and what each gets, on the cluster joined.
 
     Raises:
-        UsageError: the model needs more GPUs than the cluster has.
+        UsageError: the cluster has not the GPUs or the cores for it.
     """
-    resources = ray.cluster_resources()
-    available = int(resources.get("GPU", 0))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    available = sum(int(node.get("GPU", 0)) for node in nodes)
     gpus = card.gpus if card.gpus is not None else (card.tensor_parallel_size if available else 0)
+    # The GPUs of one engine are on one node.
+    places = sum(int(node.get("GPU", 0)) // gpus for node in nodes) if gpus else None
     if replicas is None:
-        replicas = max(1, available // gpus) if gpus else 1
-    if gpus * replicas > available:
+        replicas = 1 if places is None else max(1, places)
+    if places is not None and replicas > places:
         raise UsageError(
             f"model {card.name}: {replicas} engines of {gpus} GPUs each, but the cluster has "
-            f"{available}; lower --replicas or the card's tensor_parallel_size"
+            f"{available} GPUs and room for {places}; lower --replicas or the card's "
+            "tensor_parallel_size"
         )
-    cores = os.cpu_count() or 1
-    nodes = max(1, sum(1 for node in ray.nodes() if node["Alive"]))
-    per_node = max(1, -(-replicas // nodes))
-    return Share(replicas, gpus, max(1, cores // per_node))
+    cores = sum(int(node.get("CPU", 0)) for node in nodes)
+    if replicas >= cores:
+        raise UsageError(
+            f"model {card.name}: {replicas} engines need a core each and one for reading, but the "
+            f"cluster has {cores}; lower --replicas"
+        )
+    hosts = [int(node.get("CPU", 0)) for node in nodes if int(node.get("GPU", 0)) >= gpus]
+    each = -(-replicas // len(hosts))
+    # One core of a node is left for reading, as in a Ray of our own.
+    return Share(replicas, gpus, max(1, (min(hosts) - 1) // each))
 
 
 @contextmanager

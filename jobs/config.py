@@ -14,7 +14,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from facescan import images
+from facescan import images, registry
 from facescan.errors import UsageError
 
 Names = Annotated[list[str], NoDecode]
@@ -38,7 +38,7 @@ class RunConfig(BaseSettings):
     attributes: Names = Field(default_factory=list)
     """Empty: what the model answers and the dataset labels; without labels, all it answers."""
     output_dir: Path
-    include_path: list[Path] = Field(default_factory=list)
+    include_path: Annotated[list[Path], NoDecode] = Field(default_factory=list)
     engine: str | None = None
     """Another engine than the model card's."""
     replicas: int | None = Field(default=None, ge=1)
@@ -52,7 +52,7 @@ class RunConfig(BaseSettings):
     score: bool = True
     """Score at the end."""
 
-    @field_validator("model", "attributes", mode="before")
+    @field_validator("model", "attributes", "include_path", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -67,6 +67,11 @@ class RunConfig(BaseSettings):
         if not value:
             raise ValueError("name at least one model")
         return list(dict.fromkeys(value))
+
+    @property
+    def object_store_bytes(self) -> int:
+        """`object_store_mb` in bytes."""
+        return self.object_store_mb * 1024 * 1024
 
     def limits(self) -> images.Limits:
         """The image limits of this run."""
@@ -96,26 +101,14 @@ def resolve(flags: Mapping[str, Any], file: Path | None) -> RunConfig:
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (init_settings, env_settings, InitSettingsSource(settings_cls, from_file))
 
-    from_file = {} if file is None else _read(file)
+    if file is not None and not file.is_file():
+        raise UsageError(f"-C {file}: no such file")
+    from_file = {} if file is None else registry.fields(file)
     try:
         resolved = _Sources(**flags)
     except ValidationError as error:
         raise UsageError(_explained(error, file)) from error
     return RunConfig.model_construct(**resolved.model_dump())
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise UsageError(f"-C {file}: no such file")
-    try:
-        content = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise UsageError(f"-C {file}: not YAML: {error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UsageError(f"-C {file}: expected `key: value` lines, found {content!r}")
-    return content
 
 
 def _explained(error: ValidationError, file: Path | None) -> str:

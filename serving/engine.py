@@ -5,11 +5,11 @@ neither Ray nor the journal. A file of `serving/engines/` defines the functions 
 """
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol, cast
 
-from facescan import images, registry
+from facescan import registry
 from facescan.errors import BadImage
 from facescan.models import Checkpoint, ModelCard
 from facescan.types import Outcome, Reply, Request
@@ -24,12 +24,10 @@ class EngineSettings:
     Attributes:
         gpus: GPUs given to this engine; 0 on a machine without.
         cpus: cores this engine may keep busy (decoding, torch threads).
-        limits: what counts as an acceptable image; part of the dataset's fingerprint.
     """
 
     gpus: int = 0
     cpus: int = 2
-    limits: images.Limits = field(default_factory=images.Limits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ def together(found: Weights) -> Iterator[Path]:
 
 
 def _located(path: str, revision: str | None, patterns: list[str]) -> tuple[Path, str | None]:
-    if Path(path).is_dir():
+    if Path(path).is_absolute() and Path(path).is_dir():
         return Path(path), None
     if path.startswith((".", "/")) or path.count("/") != 1:
         raise EngineError(f"{path}: neither a folder nor the name of a repository")

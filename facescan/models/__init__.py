@@ -7,9 +7,8 @@ asked by default.
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from facescan import registry
@@ -28,7 +27,7 @@ class Checkpoint(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str
-    """Repository id, or a folder; `./name` is relative to the card's own file."""
+    """Repository id, or a folder: `./name` beside the card's own file, or an absolute path."""
     revision: str | None = None
     """Commit or tag; None takes the repository's main branch. The commit loaded is recorded."""
     processor: str | None = None
@@ -51,7 +50,7 @@ class ModelCard(BaseModel):
     checkpoint: Checkpoint | None = None
     checkpoints: dict[str, Checkpoint] = Field(default_factory=dict)
     """By attribute, for families with one fine-tune per attribute; excludes `checkpoint`."""
-    prompt: str = "{question}"
+    prompt: str = Field(default="{question}", pattern=r"\{question\}")
     """The form in which this model expects a question, such as `answer en {question}`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     tensor_parallel_size: int = Field(default=1, ge=1)
@@ -75,27 +74,38 @@ class ModelCard(BaseModel):
         return self.checkpoints.get(attribute, self.checkpoint)
 
 
-@cache
 def folder_digest(folder: Path) -> str:
     """`sha256:...` over names and contents of a checkpoint folder's files.
 
-    All bytes are read (about 1 s for 1 GB): two fine-tunes of one base may differ in a few
-    tensors only, and answers of one must never pass for answers of the other.
+    All bytes are read (about 1 s for 1 GB), once for each state of a file: two fine-tunes of one
+    base may differ in a few tensors only, and answers of one must never pass for the other's.
+
+    Raises:
+        UsageError: there is no such folder.
     """
+    if not folder.is_dir():
+        raise UsageError(f"checkpoint {folder}: no such folder")
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix in _CONTENT:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
+            state = path.stat()
+            content = _file_digest(path, state.st_size, state.st_mtime_ns)
             digest.update(f"{path.name} {content}\n".encode())
     return f"sha256:{digest.hexdigest()[:32]}"
+
+
+@cache
+def _file_digest(path: Path, size: int, changed_ns: int) -> str:
+    del size, changed_ns  # they are there for the cache: a file that changed is read again
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def identity(checkpoint: Checkpoint) -> dict[str, str | None]:
     """What of a checkpoint can change an answer: a folder by its content, not by its place."""
 
     def named(path: str | None) -> str | None:
-        return folder_digest(Path(path)) if path and Path(path).is_dir() else path
+        return folder_digest(Path(path)) if path and Path(path).is_absolute() else path
 
     return {
         "path": named(checkpoint.path),
@@ -109,30 +119,31 @@ def names() -> tuple[str, ...]:
     return registry.names(PACKAGE)
 
 
-def _resolve(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
-    def absolute(value: str) -> str:
-        return str((folder / value).resolve()) if value.startswith("./") else value
+def _resolved(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    def absolute(path: str | None) -> str | None:
+        return str((folder / path).resolve()) if path and path.startswith("./") else path
 
-    return {
-        key: absolute(value) if key in ("path", "processor") and value else value
-        for key, value in checkpoint.items()
-    }
+    return checkpoint.model_copy(
+        update={"path": absolute(checkpoint.path), "processor": absolute(checkpoint.processor)}
+    )
 
 
 @cache
 def _read(file: Path, name: str) -> ModelCard:
-    fields: dict[str, Any] = yaml.safe_load(file.read_text())
-    if "checkpoint" in fields:
-        fields["checkpoint"] = _resolve(fields["checkpoint"], file.parent)
-    if "checkpoints" in fields:
-        fields["checkpoints"] = {
-            attribute: _resolve(checkpoint, file.parent)
-            for attribute, checkpoint in fields["checkpoints"].items()
-        }
+    fields = registry.fields(file)
     try:
-        return ModelCard(**fields | {"name": name})
+        card = ModelCard(**fields | {"name": name})
     except ValidationError as error:
         raise UsageError(f"{file}: not a model card:\n{error}") from error
+    return card.model_copy(
+        update={
+            "checkpoint": card.checkpoint and _resolved(card.checkpoint, file.parent),
+            "checkpoints": {
+                attribute: _resolved(checkpoint, file.parent)
+                for attribute, checkpoint in card.checkpoints.items()
+            },
+        }
+    )
 
 
 def load(name: str) -> ModelCard:

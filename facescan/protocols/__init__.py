@@ -6,9 +6,7 @@ wording, option order or answer mode is another protocol with a name of its own.
 
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from facescan import registry
@@ -63,7 +61,7 @@ def names() -> tuple[str, ...]:
 
 @cache
 def _read(file: Path) -> Protocol:
-    fields: dict[str, Any] = yaml.safe_load(file.read_text())
+    fields = registry.fields(file)
     if "extends" in fields:
         base = _read(registry.path(PACKAGE, str(fields.pop("extends"))))
         fields = base.model_dump() | fields

@@ -77,7 +77,9 @@ def startable(root: Path) -> RunFolder:
     folder = RunFolder(root)
     if root.exists() and not root.is_dir():
         raise UsageError(f"--output-dir {root}: a file is there; give a folder")
-    if root.is_dir() and not folder.is_run and any(root.iterdir()):
+    # A run that was stopped while its sample was drawn has nothing but shards.
+    others = root.is_dir() and {path.name for path in root.iterdir()} - {folder.shards.name}
+    if others and not folder.is_run:
         raise UsageError(
             f"--output-dir {root}: the folder is neither empty nor a run (no manifest.json); "
             "give another, or empty it"

@@ -6,6 +6,7 @@ then the earlier one wins. So a reply written twice does no harm, and nothing is
 place.
 """
 
+import glob
 import shutil
 import time
 import uuid
@@ -35,7 +36,7 @@ COUNTING_REPLIES = """
         SELECT *, row_number() OVER (
             PARTITION BY request_id ORDER BY (error_kind IS NOT NULL), created_at, attempts
         ) AS _rank
-        FROM read_parquet($parts, union_by_name = true)
+        FROM read_parquet($parts, hive_partitioning = false)
     ) WHERE _rank = 1
 """
 """Of two replies with one key a model's answer beats an error, then the earlier one wins."""
@@ -93,6 +94,11 @@ class Journal:
 def parts(folder: Path) -> list[str]:
     """All files of replies, sorted by name; unfinished temporary files are not among them."""
     return sorted(str(path) for path in folder.glob("*.parquet") if path.name[0] != ".")
+
+
+def literal(paths: Iterable[str]) -> list[str]:
+    """Paths as DuckDB is to take them: it reads `runs/try[2]` as a pattern otherwise."""
+    return [glob.escape(path) for path in paths]
 
 
 def answered(folder: Path) -> set[bytes]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from facescan import durable
 from facescan.errors import MixingError
+from facescan.types import AnswerMode, Decoding, Question
 
 SCHEMA_VERSION = 1
 
@@ -37,6 +38,18 @@ class DatasetRecord(BaseModel):
     min_side: int
 
 
+class AnsweredBy(BaseModel):
+    """What answered, as its engine reported it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engine: str
+    resolved_model: str
+    """Checkpoint and commit."""
+    numerics: dict[str, str]
+    """Dtype, attention and the like."""
+
+
 class Combination(BaseModel):
     """One attribute asked of one model under one protocol."""
 
@@ -48,6 +61,8 @@ class Combination(BaseModel):
     label_set: str
     answer_mode: str
     prompt: str
+    max_tokens: int
+    temperature: float
     offered: dict[str, str]
     """Offered text -> label, in the order offered."""
     question: str
@@ -55,8 +70,8 @@ class Combination(BaseModel):
     engine: str
     dtype: str
     engine_options: dict[str, str | int | float | bool]
-    resolved_model: str | None = None
-    """Checkpoint and commit, as the engine reported them; None before anything was answered."""
+    answered_by: AnsweredBy | None = None
+    """None before anything was answered."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -77,7 +92,7 @@ class Manifest(BaseModel):
     packages: dict[str, str]
     hardware: dict[str, str]
     workers: dict[str, dict[str, str]] = Field(default_factory=dict)
-    """Engine actors that took part: id -> node, devices and the like."""
+    """Engine actors that took part: id -> host, process and GPUs."""
 
     def write(self, path: Path) -> None:
         """Replace the file durably."""
@@ -109,8 +124,11 @@ def grown(old: Manifest, new: Manifest) -> Manifest:
         if known is not None:
             _refuse_change(known, combination)
         combinations.setdefault(combination.key, combination)
+    limits = (old.dataset.limit, new.dataset.limit)
+    limit = None if None in limits else max(each for each in limits if each is not None)
     return new.model_copy(
         update={
+            "dataset": new.dataset.model_copy(update={"limit": limit}),
             "created_at": old.created_at,
             "combinations": list(combinations.values()),
             "workers": old.workers,
@@ -139,3 +157,39 @@ def _refuse_change(known: Combination, now: Combination) -> None:
             f"{where}: checkpoint, decoding or preprocessing is not what it was; "
             "give another --output-dir"
         )
+
+
+def check_same(model: str, before: AnsweredBy, now: AnsweredBy) -> None:
+    """Whether two engines may answer for one model in one run.
+
+    Raises:
+        MixingError: their weights or numerics differ.
+    """
+    for field in ("resolved_model", "numerics"):
+        if getattr(before, field) != getattr(now, field):
+            raise MixingError(
+                f"model {model}: {field} was {getattr(before, field)}, now {getattr(now, field)}; "
+                "give another --output-dir"
+            )
+
+
+def questions(record: Manifest) -> list[Question]:
+    """Everything the run has asked, as far as reading the replies needs it."""
+    grouped: dict[tuple[str, str, str], list[Combination]] = {}
+    for each in record.combinations:
+        grouped.setdefault((each.model, each.protocol, each.question), []).append(each)
+    return [
+        Question(
+            model=model,
+            protocol=protocol,
+            attributes=tuple(each.attribute for each in group),
+            prompt=group[0].prompt,
+            labels=tuple(text for each in group for text in each.offered),
+            answer_mode=AnswerMode(group[0].answer_mode),
+            decoding=Decoding(group[0].max_tokens, group[0].temperature),
+            identity=identity,
+            label_sets=tuple(each.label_set for each in group),
+            offered=tuple(tuple(each.offered.items()) for each in group),
+        )
+        for (model, protocol, identity), group in grouped.items()
+    ]

@@ -54,7 +54,9 @@ def build(
             connection.register("asked", asked)
             replies = journal.parts(folder.replies)
             query = _FOUND.format(replies=journal.COUNTING_REPLIES if replies else _NO_REPLIES)
-            found = connection.sql(query, params={"parts": replies} if replies else {})
+            found = connection.sql(
+                query, params={"parts": journal.literal(replies)} if replies else {}
+            )
             rows += _write(folder, question, shards, found.to_arrow_reader(_ROWS_PER_BATCH))
     return rows
 

@@ -7,9 +7,9 @@ import pytest
 from facescan import attributes, models, protocols
 from facescan.errors import UsageError
 from facescan.models import Checkpoint, ModelCard
-from facescan.prompt import questions, requests
+from facescan.prompt import questions
 from facescan.protocols import Asked, Protocol
-from facescan.types import AnswerMode, EncodedImage, request_id
+from facescan.types import AnswerMode
 
 RACE = Asked(label_set="race-6", question="Race? {labels}", offered={"Latino_Hispanic": "Latino"})
 GENDER = Asked(label_set="gender-2", question="Gender? {labels}", quote='"', separator="|")
@@ -194,12 +194,3 @@ def test_each_attribute_is_asked_of_its_own_checkpoint() -> None:
     family = models.load("facescan-paligemma")
     asked = questions(family, protocols.load(family.protocol), family.attributes, "px")
     assert len(asked) == len({question.identity for question in asked}) == len(attributes.names())
-
-
-def test_requests_are_keyed_by_question_and_image() -> None:
-    asked = questions(card(), protocol(), ["race", "gender"], "px")
-    image = EncodedImage("ab" * 32, b"", "JPEG", 1, 1)
-    made = requests(image, asked)
-    assert [r.question for r in made] == list(asked)
-    assert all(r.image is image for r in made)
-    assert [r.request_id for r in made] == [request_id(q.identity, image.sha256) for q in asked]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,24 @@ cluster.add_node(num_cpus=2)
 print("address", cluster.address, flush=True)
 input()
 cluster.shutdown()
+"""
+
+
+_SLOW = """
+import asyncio
+from pathlib import Path
+from serving.engines.fake import FakeEngine, missing, preprocessing
+
+def load(card, checkpoint, settings):
+    return Slow(card, settings)
+
+class Slow(FakeEngine):
+    async def answer(self, requests):
+        if not Path({mark!r}).exists():
+            Path({mark!r}).write_text("asked")
+            await asyncio.Event().wait()
+        async for reply in super().answer(requests):
+            yield reply
 """
 
 
@@ -65,6 +84,33 @@ def test_a_cluster_that_does_not_answer_is_a_usage_error(
     with pytest.raises(UsageError, match="no Ray cluster answers"):
         run(resolve({**flags, "ray_address": address}, None), Console())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_run_that_the_same_command_continues(
+    tmp_path: Path, make_shards: MakeShards, stop: signal.Signals
+) -> None:
+    mine = tmp_path / "mine"
+    (mine / "engines").mkdir(parents=True)
+    (mine / "engines" / "slow.py").write_text(_SLOW.format(mark=str(tmp_path / "mark")))
+    (mine / "models").mkdir()
+    card = "description: x\nengine: slow\nprotocol: neutral\nattributes: [race]\ngpus: 0\n"
+    (mine / "models" / "slow.yaml").write_text(card)
+    command = [sys.executable, "-m", "jobs.cli", "run", "--model", "slow", "--include-path"]
+    command += [str(mine), "--dataset", str(make_shards(40)), "--output-dir", str(tmp_path / "run")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "mark").exists():
+            assert process.poll() is None
+        process.send_signal(stop)
+        _, messages = process.communicate(timeout=120)
+    assert process.returncode == 3, messages
+    assert "the same command again continues" in messages
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "stopped"
+    (tmp_path / "mark").write_text("quick")
+    subprocess.run(command, check=True, timeout=120)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "answered"
 
 
 def test_native_messages_go_to_the_log_and_python_s_stay(

@@ -108,6 +108,52 @@ def test_several_models_answer_the_same_images_in_one_run(
     assert len(replies(folder)) == 32
 
 
+def test_what_another_command_asked_for_is_pending_not_missing(
+    tmp_path: Path, make_shards: MakeShards
+) -> None:
+    shards = str(make_shards())
+    answered(tmp_path / "run", dataset=shards, limit=5, attributes=["race"])
+    folder = answered(tmp_path / "run", dataset=shards, limit=12, attributes=["gender"])
+    found = Counter((row["attribute"], row["outcome"] == "pending") for row in predictions(folder))
+    assert found == {("race", False): 5, ("race", True): 7, ("gender", False): 12}
+    folder = answered(tmp_path / "run", dataset=shards, limit=3, attributes=["gender"])
+    assert len(predictions(folder)) == 24
+    answered(tmp_path / "run", dataset=shards, limit=12, attributes=["race"])
+    assert not any(row["outcome"] == "pending" for row in predictions(folder))
+
+
+def test_another_checkpoint_in_the_same_run_is_refused_before_it_answers(
+    tmp_path: Path, make_shards: MakeShards
+) -> None:
+    shards = str(make_shards(6))
+    folder = answered(tmp_path / "run", dataset=shards, limit=3)
+    record = manifest.read(folder / "manifest.json")
+    (combination,) = record.combinations
+    assert combination.answered_by is not None
+    moved = combination.answered_by.model_copy(update={"resolved_model": "fake@other"})
+    combination = combination.model_copy(update={"answered_by": moved})
+    record.model_copy(update={"combinations": [combination]}).write(folder / "manifest.json")
+    before = replies(folder)
+    with pytest.raises(MixingError, match="resolved_model was fake@other, now fake"):
+        answered(tmp_path / "run", dataset=shards)
+    assert replies(folder) == before
+
+
+def test_two_models_of_one_name_are_refused(tmp_path: Path, make_shards: MakeShards) -> None:
+    for parent in ("a", "b"):
+        weights = tmp_path / parent / "checkpoint-1000"
+        weights.mkdir(parents=True)
+        (weights / "config.json").write_text(parent)
+        (weights / "facescan.yaml").write_text(
+            "description: x\nengine: fake\nprotocol: neutral\nattributes: [race]\n"
+            "checkpoint: {path: ./.}\n"
+        )
+    models = [str(tmp_path / parent / "checkpoint-1000") for parent in ("a", "b")]
+    with pytest.raises(UsageError, match="two models are called 'checkpoint-1000'"):
+        answered(tmp_path / "run", dataset=str(make_shards(3)), model=models)
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_dataset_in_the_same_folder_is_refused(
     tmp_path: Path, make_shards: MakeShards
 ) -> None:
@@ -171,31 +217,6 @@ def test_the_sample_needs_no_files_and_grows(tmp_path: Path) -> None:
     assert set(first) <= set(grown)
 
 
-@pytest.mark.parametrize("replicas", [None, 1])
-def test_two_engines_on_two_gpus_get_one_each(
-    tmp_path: Path,
-    make_shards: MakeShards,
-    monkeypatch: pytest.MonkeyPatch,
-    replicas: int | None,
-) -> None:
-    monkeypatch.setattr(registry, "_included", [])
-    card = tmp_path / "mine" / "models" / "gpu-fake.yaml"
-    card.parent.mkdir(parents=True)
-    card.write_text(
-        "description: fake on a GPU\nengine: fake\nprotocol: neutral\nattributes: [race]\ngpus: 1\n"
-    )
-    folder = answered(
-        tmp_path / "run",
-        dataset=str(make_shards(6000)),
-        model=["gpu-fake"],
-        include_path=[card.parents[1]],
-        replicas=replicas,
-    )
-    workers = manifest.read(folder / "manifest.json").workers
-    expected = {"0", "1"} if replicas is None else {"0"}
-    assert {about["gpus"] for about in workers.values()} == expected
-
-
 def test_more_gpus_than_there_are_is_a_usage_error(
     tmp_path: Path, make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,12 +230,14 @@ def test_more_gpus_than_there_are_is_a_usage_error(
     flags = {"model": ["huge"], "include_path": [card.parents[1]]}
     with pytest.raises(UsageError, match="8 GPUs each, but the cluster has 2"):
         answered(tmp_path / "run", dataset=str(make_shards(3)), **flags)
+    assert not (tmp_path / "run").exists()
 
 
 _BROKEN = """
 import os
+import time
 from serving.engines.fake import FakeEngine, missing, preprocessing
-from facescan.errors import EngineError
+from facescan.errors import EngineError, MixingError
 
 def load(card, checkpoint, settings):
     {load}
@@ -228,14 +251,42 @@ class Broken(FakeEngine):
 """
 
 
-def broken_engine(folder: Path, load: str = "pass", answer: str = "pass") -> dict[str, Any]:
+def broken_engine(
+    folder: Path, load: str = "pass", answer: str = "pass", gpus: int = 0
+) -> dict[str, Any]:
     for kind in ("engines", "models"):
         (folder / kind).mkdir(parents=True)
     (folder / "engines" / "broken.py").write_text(_BROKEN.format(load=load, answer=answer))
     (folder / "models" / "breaks.yaml").write_text(
-        "description: x\nengine: broken\nprotocol: neutral\nattributes: [race]\ngpus: 0\n"
+        f"description: x\nengine: broken\nprotocol: neutral\nattributes: [race]\ngpus: {gpus}\n"
     )
     return {"model": ["breaks"], "include_path": [folder]}
+
+
+@pytest.mark.parametrize(("replicas", "gpus"), [(None, {"0", "1"}), (1, {"0"})])
+def test_two_engines_on_two_gpus_get_one_each(
+    tmp_path: Path,
+    make_shards: MakeShards,
+    monkeypatch: pytest.MonkeyPatch,
+    replicas: int | None,
+    gpus: set[str],
+) -> None:
+    monkeypatch.setattr(registry, "_included", [])
+    monkeypatch.setattr("facescan.shards.writing.ROW_GROUP_ROWS", 20)
+    # No engine is ready before all are there: the first would have answered everything by then.
+    here = tmp_path / "here"
+    here.mkdir()
+    flags = broken_engine(
+        tmp_path / "mine",
+        load=f"""
+    open(os.path.join({str(here)!r}, os.environ["CUDA_VISIBLE_DEVICES"]), "x").close()
+    while len(os.listdir({str(here)!r})) < {len(gpus)}:
+        time.sleep(0.05)
+""",
+        gpus=1,
+    )
+    answered(tmp_path / "run", dataset=str(make_shards(60)), replicas=replicas, **flags)
+    assert {path.name for path in here.iterdir()} == gpus
 
 
 @pytest.mark.parametrize(
@@ -244,6 +295,7 @@ def broken_engine(folder: Path, load: str = "pass", answer: str = "pass") -> dic
         ({"load": "raise EngineError('the weights are gone')"}, "the weights are gone"),
         ({"answer": "raise EngineError('the device is gone')"}, "the device is gone"),
         ({"answer": "requests = requests[1:]"}, "answered 9 of 10 requests; missing"),
+        ({"load": "raise MixingError('other weights')"}, "other weights"),
         ({"answer": "os._exit(1)"}, "model breaks, engine broken"),
     ],
 )
@@ -251,13 +303,14 @@ def test_an_engine_that_cannot_answer_ends_the_run_with_its_reason(
     tmp_path: Path,
     make_shards: MakeShards,
     monkeypatch: pytest.MonkeyPatch,
-    broken: dict[str, str],
+    broken: dict[str, Any],
     message: str,
 ) -> None:
     monkeypatch.setattr(registry, "_included", [])
     flags = broken_engine(tmp_path / "mine", **broken)
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises((EngineError, MixingError), match=message):
         answered(tmp_path / "run", dataset=str(make_shards(10)), **flags)
+    assert "pending" in {row["outcome"] for row in predictions(tmp_path / "run")}
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "failed"
     assert message in status["reason"]

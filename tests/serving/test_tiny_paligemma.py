@@ -10,7 +10,7 @@ import pytest
 from facescan import models, prompt, protocols
 from facescan.datasets import sample
 from facescan.images import Limits, check
-from facescan.types import EncodedImage, Reply, Request
+from facescan.types import EncodedImage, Reply, Request, request_id
 from recipes import train_tiny_paligemma as recipe
 from serving import engine
 from serving.engine import EngineSettings
@@ -62,15 +62,17 @@ def test_its_answers_through_the_engine_are_right() -> None:
     questions = prompt.questions(
         CARD, protocols.load(CARD.protocol), CARD.attributes, module.preprocessing(CARD)
     )
-    replies = asyncio.run(
-        _answers([each for i in images for each in prompt.requests(i, questions)])
-    )
+    requests = [
+        Request(request_id(question.identity, image.sha256), image, question)
+        for image in images
+        for question in questions
+    ]
+    replies = asyncio.run(_answers(requests))
     for asked, question in zip(recipe.questions(), questions, strict=True):
         right = [
-            replies[request.request_id].raw_response
+            replies[request_id(question.identity, image.sha256)].raw_response
             == asked.answers[face.truth.labels[asked.attribute]]
             for face, image in zip(faces, images, strict=True)
-            for request in prompt.requests(image, [question])
         ]
         assert np.mean(right) >= 0.97, asked.attribute
 

@@ -114,6 +114,21 @@ def test_merged_replies_and_later_parts_merge_again(tmp_path: Path) -> None:
     assert journal.answered(tmp_path) == {(1).to_bytes(16), (2).to_bytes(16)}
 
 
+@pytest.mark.parametrize("name", ["try[2]", "model=x", "engine=y"])
+def test_folder_names_that_look_like_patterns_or_columns_are_only_names(
+    tmp_path: Path, name: str
+) -> None:
+    for folder in (tmp_path / name, tmp_path / "try2"):
+        for number in (1, 2):
+            writer = journal.Journal(folder / "replies", "m")
+            writer.append(reply(number, folder.name))
+            writer.flush()
+    before = [row for row in rows(tmp_path / name / "replies")]
+    journal.compact(tmp_path / name / "replies", tmp_path / "tmp")
+    merged = rows(tmp_path / name / "replies")
+    assert merged == sorted(before, key=lambda row: str(row["request_id"]))
+
+
 def test_a_block_that_raises_leaves_the_old_file(tmp_path: Path) -> None:
     final = tmp_path / "status.json"
     durable.write_text(final, "old")

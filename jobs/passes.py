@@ -1,0 +1,81 @@
+"""What a run asks of its models: questions, grouped by the weights that answer them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from facescan import attributes as attribute_files
+from facescan import models, prompt, protocols
+from facescan.errors import UsageError
+from facescan.models import Checkpoint, ModelCard
+from facescan.types import Question
+from jobs.config import RunConfig
+from serving import engine as engines
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The questions of a run that one set of weights answers."""
+
+    card: ModelCard
+    checkpoint: Checkpoint | None
+    questions: tuple[Question, ...]
+
+
+def passes(config: RunConfig, label_sets: Mapping[str, str]) -> list[Pass]:
+    """What is asked of each model of the run, in the order in which they are given.
+
+    Args:
+        config: of the run.
+        label_sets: attribute -> label set that the dataset labels it in.
+
+    Raises:
+        UsageError: something named does not exist or does not fit.
+    """
+    made = [each for name in config.model for each in _of_model(config, name, label_sets)]
+    asked: dict[tuple[str, str, str], str] = {}
+    for question in (question for each in made for question in each.questions):
+        for attribute in question.attributes:
+            key = (question.model, question.protocol, attribute)
+            if asked.setdefault(key, question.identity) != question.identity:
+                raise UsageError(
+                    f"two models are called '{question.model}'; rename one of the folders"
+                )
+    return made
+
+
+def _of_model(config: RunConfig, name: str, label_sets: Mapping[str, str]) -> list[Pass]:
+    """One pass, or one for each of the model's checkpoints."""
+    card = models.load(name)
+    if config.engine is not None:
+        card = card.model_copy(update={"engine": config.engine})
+    preprocessing = engines.module(card.engine).preprocessing(card)
+    protocol = protocols.load(config.protocol or card.protocol)
+    by_checkpoint: dict[Checkpoint | None, list[str]] = {}
+    for attribute in _attributes(config.attributes, card, label_sets):
+        by_checkpoint.setdefault(card.checkpoint_for(attribute), []).append(attribute)
+    return [
+        Pass(card, checkpoint, prompt.questions(card, protocol, names, preprocessing))
+        for checkpoint, names in by_checkpoint.items()
+    ]
+
+
+def _attributes(
+    wanted: Sequence[str], card: ModelCard, label_sets: Mapping[str, str]
+) -> Sequence[str]:
+    """Those asked for; else those the model answers and the dataset labels, or all it answers."""
+    for attribute in wanted:
+        attribute_files.load(attribute)
+        if attribute not in card.attributes:
+            raise UsageError(
+                f"model {card.name} cannot be asked for '{attribute}'; "
+                f"it answers {', '.join(card.attributes)}"
+            )
+    if wanted:
+        return list(dict.fromkeys(wanted))
+    labelled = [attribute for attribute in card.attributes if attribute in label_sets]
+    if label_sets and not labelled:
+        raise UsageError(
+            f"model {card.name} answers {', '.join(card.attributes)}, but the dataset labels "
+            f"{', '.join(label_sets)}; name --attributes to ask all the same"
+        )
+    return labelled or card.attributes
