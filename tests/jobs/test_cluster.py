@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -98,11 +99,18 @@ def test_a_signal_stops_a_run_that_the_same_command_continues(
     (mine / "models" / "slow.yaml").write_text(card)
     command = [sys.executable, "-m", "jobs.cli", "run", "--model", "slow", "--include-path"]
     command += [str(mine), "--dataset", str(make_shards(40)), "--output-dir", str(tmp_path / "run")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "mark").exists():
-            assert process.poll() is None
-        process.send_signal(stop)
-        _, messages = process.communicate(timeout=120)
+    # Whoever runs the tests in the background has SIGINT ignored, which children inherit.
+    attended = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=attended
+    ) as process:
+        try:
+            while not (tmp_path / "mark").exists():
+                assert process.poll() is None
+            process.send_signal(stop)
+            _, messages = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == 3, messages
     assert "the same command again continues" in messages
     status = json.loads((tmp_path / "run" / "status.json").read_text())
