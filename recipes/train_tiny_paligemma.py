@@ -5,7 +5,7 @@
 All of transformers' PaliGemma classes at small sizes: 0.9 million parameters, pictures of 64x64
 pixels. What it is asked, and the answers it learns, come from the default protocol of the card
 `tiny-paligemma`; the pictures from `facescan.datasets.sample`, half of them cut out around the
-face as a detector would. About 20 minutes on two free cores.
+face as a detector would. About half an hour on two cores.
 """
 
 import hashlib

@@ -56,7 +56,7 @@ def test_its_answers_in_transformers_are_right(cropped: float) -> None:
 
 
 def test_its_answers_through_the_engine_are_right() -> None:
-    faces = list(sample.faces(UNSEEN_SEED, 0, 100))
+    faces = list(sample.faces(UNSEEN_SEED, 0, 1000))
     images = [_checked(face.data) for face in faces]
     module = engine.module(CARD.engine)
     questions = prompt.questions(
