@@ -83,10 +83,10 @@ class Progress:
 
     def _line(self, model: str, rate: float) -> None:
         done = self._counts.total()
-        left = f", {(self._requests - done) / rate:.0f} s left" if rate else ""
+        pace = f", {rate:.0f}/s, {(self._requests - done) / rate:.0f} s left" if rate else ""
         failed = self._counts.total() - self._counts[""]
         self._console.print(
-            f"{model}: {done}/{self._requests} requests, {failed} failed, {rate:.0f}/s{left}",
+            f"{model}: {done}/{self._requests} requests, {failed} failed{pace}",
             highlight=False,
         )
 
