@@ -13,6 +13,7 @@ import hashlib
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from io import BytesIO
@@ -70,15 +71,29 @@ _FORMATS: dict[str, type[ImageFile]] = {
     "WEBP": WebPImageFile,
 }
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_Pixels = npt.NDArray[np.uint8]
+
+
+def _as_it_is(pixels: _Pixels) -> _Pixels:
+    return pixels
+
+
+# By orientation, a view of the upright pixels in which they lie as they are stored.
+_AS_STORED: dict[int, Callable[[_Pixels], _Pixels]] = {
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: upright.swapaxes(0, 1)[::-1],
+    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
+    8: lambda upright: upright.swapaxes(0, 1)[:, ::-1],
 }
+_SIDEWAYS = (5, 6, 7, 8)
+
+_STRIP_PIXELS = 1_000_000
+
+# A canvas can be announced larger. No encoder makes one, and libwebp would hold it twice.
+_WEBP_MAX_SIDE = 16_383
 
 # At these offsets, the first bytes of formats that people do have photographs in.
 _UNSUPPORTED = (
@@ -140,6 +155,8 @@ def _open(data: bytes, format_name: str) -> ImageFile:
         raise _bad(error) from None
     if format_name == "JPEG" and not image.tile:
         raise BadImage(Reason.TRUNCATED, "the file ends within its header")
+    if format_name == "WEBP" and max(image.size) > _WEBP_MAX_SIDE:
+        raise BadImage(Reason.CORRUPT, f"sides of {image.size}; WebP has up to {_WEBP_MAX_SIDE}")
     return image
 
 
@@ -162,7 +179,7 @@ def check(data: bytes, sha256: str, limits: Limits) -> EncodedImage:
     return EncodedImage(sha256, data, format_name, width, height)
 
 
-def decode(image: EncodedImage, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
+def decode(image: EncodedImage, size: tuple[int, int] | None = None) -> _Pixels:
     """Upright RGB pixels, shape (height, width, 3), in memory of their own.
 
     `size` is (width, height) to resize to, as the models' processors do it: bicubic by Pillow, on
@@ -179,23 +196,38 @@ def decode(image: EncodedImage, size: tuple[int, int] | None = None) -> npt.NDAr
         raise BadImage(Reason.CORRUPT, "the size is not the one that was checked")
     try:
         stored.load()
-        rgb = _to_rgb(_upright(stored))
+        pixels = _upright_rgb(stored)
     except _DECODER_ERRORS as error:
         raise _bad(error) from None
-    if size is not None:
-        rgb = rgb.resize(size, Image.Resampling.BICUBIC)
-    return np.array(rgb)
+    if size is None:
+        return pixels
+    del stored
+    return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
 
-def _upright(image: ImageFile) -> Image.Image:
+def _upright_rgb(image: ImageFile) -> _Pixels:
+    orientation = _orientation(image)
+    width, height = image.size
+    upright = (width, height, 3) if orientation in _SIDEWAYS else (height, width, 3)
+    pixels = np.empty(upright, np.uint8)
+    # In strips, since at 40 megapixels every further copy of the whole picture is 160 MB.
+    as_stored = _AS_STORED.get(orientation, _as_it_is)(pixels)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        strip = image if rows >= height else image.crop((0, top, width, bottom))
+        as_stored[top:bottom] = np.asarray(_to_rgb(strip))
+    return pixels
+
+
+def _orientation(image: ImageFile) -> int:
     # `ImageOps.exif_transpose` would also write the metadata anew, which takes longer than the
     # pixels and fails on metadata that is only half broken.
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except _DECODER_ERRORS:
-        return image
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+        return 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
