@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -71,8 +72,14 @@ def ingest(
         licence=chosen.licence,
         revision=chosen.revision,
     )
-    with ShardWriter(output_dir, contents) as writer, _Progress(console) as progress:
-        items = loading.loaded(_first(chosen.rows(opened), limit), opened.path and opened.root)
+    items = loading.loaded(_first(chosen.rows(opened), limit), opened.path and opened.root)
+    # Closed here and not by the garbage collector, which may come in a thread that is just being
+    # started: its locks and those of the end of the loading threads are the same.
+    with (
+        ShardWriter(output_dir, contents) as writer,
+        _Progress(console) as progress,
+        closing(items),
+    ):
         if not _copy(items, writer, progress, allow_missing):
             raise DataError(f"{source or dataset}: no images found")
     _print_summary(writer.manifest, output_dir, console)

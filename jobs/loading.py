@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,12 @@ class Loaded:
     unusable: str | None
 
 
-def loaded(items: Iterable[SourceRow | Rejected], root: Path | None) -> Iterator[Loaded | Rejected]:
+def loaded(
+    items: Iterable[SourceRow | Rejected], root: Path | None
+) -> Generator[Loaded | Rejected, None, None]:
     """Read the images of rows; what is rejected already passes through.
+
+    The caller closes the generator where it does not come to its end: threads read for it.
 
     Rejected are rows without an image (`MISSING`) and with one above the limit of bytes, which no
     run would accept. Other images that cannot be used stay.

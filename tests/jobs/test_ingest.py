@@ -3,6 +3,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,14 @@ def test_a_missing_image_stops_the_ingest_by_file_and_row(work: Workspace) -> No
 def test_an_id_that_comes_twice_is_refused(work: Workspace) -> None:
     work.add_line("img/2.jpg,Male,1,test")
     assert work.refusal() == "faces.csv, line 8: the image id 'img/2.jpg' is there already"
+
+
+def test_an_ingest_that_is_refused_leaves_no_threads_behind(work: Workspace) -> None:
+    before = set(threading.enumerate())
+    work.add_line("img/0.jpg,Male,1,train")
+    with pytest.raises(UsageError, match="there already"):
+        work.ingest()
+    assert set(threading.enumerate()) == before
 
 
 @pytest.mark.parametrize(
