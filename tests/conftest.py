@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ import ray
 from PIL import Image
 
 from facescan.shards import Contents, ShardRow, ShardWriter
+
+if TYPE_CHECKING:
+    from tests.s3 import S3
 
 RACES = ("White", "Black", "East Asian", "Indian")
 
@@ -71,3 +76,20 @@ def local_ray() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator["S3"]:
+    """One S3 for all tests, which the environment of this process points to."""
+    from tests import s3  # takes a second
+
+    with pytest.MonkeyPatch.context() as patch, s3.serving() as (server, environment):
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def object_store(s3_server: "S3") -> str:
+    """The URI of a folder of a real S3 on loopback, of this test alone."""
+    return f"s3://{s3_server.bucket}/{uuid.uuid4().hex}"
