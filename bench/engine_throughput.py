@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from bench import parity
+from facescan.decoding import DecodePool
 from facescan.models import Checkpoint, ModelCard
 from facescan.types import Decoding, EncodedImage, Question, Request, request_id
 from serving import engine, paligemma
@@ -80,7 +81,8 @@ def engine_side(folder: str, asked: list[Question]) -> Callable[[list[EncodedIma
             "max_num_batched_tokens": STEP_TOKENS,
         },
     )
-    running = engine.module("vllm").load(card, Checkpoint(path=folder), EngineSettings())
+    settings = EngineSettings(DecodePool(2))
+    running = engine.module("vllm").load(card, Checkpoint(path=folder), settings)
 
     async def answer(images: list[EncodedImage]) -> None:
         requests = [

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from facescan import images, prompt, protocols
+from facescan.decoding import DecodePool
 from facescan.models import Checkpoint, ModelCard
 from facescan.types import (
     AnswerMode,
@@ -191,13 +192,15 @@ def report(
     card: ModelCard, checkpoint: Checkpoint, question: Question, pictures: Sequence[EncodedImage]
 ) -> None:
     """Run both sides and print what differs."""
-    running = engine.module("vllm").load(card, checkpoint, EngineSettings())
+    decoders = DecodePool(2)
+    running = engine.module("vllm").load(card, checkpoint, EngineSettings(decoders))
 
     async def ask() -> dict[str, Reply]:
         try:
             return await answers(running, variants(question).values(), pictures)
         finally:
             await running.close()
+            decoders.close()
 
     replies = asyncio.run(ask())
     reference = Reference(checkpoint, running.info.numerics["dtype"])

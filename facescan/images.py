@@ -1,4 +1,6 @@
-"""Bytes -> checked, upright RGB pixels; nothing else in facescan decodes images.
+"""Bytes -> checked, upright RGB pixels; nothing else in facescan knows an image format.
+
+Runs call it in child processes only (`facescan.decoding`), where a decoder can do no harm.
 
 What every model gets to see, whatever the file holds:
 
@@ -52,6 +54,12 @@ class Reason(StrEnum):
     """The header or the data cannot be read."""
     HASH_MISMATCH = "hash_mismatch"
     """The bytes are not those that were ingested."""
+    DECODER_CRASHED = "decoder_crashed"
+    """The process that read it ended, twice, the second time with nothing else to do."""
+    DECODER_TIMEOUT = "decoder_timeout"
+    """Reading it takes longer than a run waits."""
+    DECODER_MEMORY = "decoder_memory"
+    """Reading it takes more memory than a decoding process may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +174,7 @@ def check(data: bytes, sha256: str, limits: Limits) -> EncodedImage:
     `sha256` is the hex digest that `data` is said to have; `decode` verifies it.
 
     Raises:
-        BadImage: with any `Reason` but `hash_mismatch`.
+        BadImage: with any `Reason` but `hash_mismatch` and those of `facescan.decoding`.
     """
     if len(data) > limits.max_bytes:
         raise BadImage(Reason.TOO_MANY_BYTES, f"{len(data)} bytes, limit {limits.max_bytes}")

@@ -25,6 +25,7 @@ from ray.data import ActorPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
 from facescan import images, registry
+from facescan.decoding import DecodePool
 from facescan.errors import (
     BadImage,
     EngineError,
@@ -247,7 +248,8 @@ class EngineActor:
         for folder in include_path:
             registry.include(folder)
         leg = self._leg
-        settings = EngineSettings(leg.share.gpus, leg.share.cpus)
+        decoders = DecodePool(leg.share.cpus)
+        settings = EngineSettings(decoders, leg.share.gpus, leg.share.cpus)
         self._engine = engines.module(leg.card.engine).load(leg.card, leg.checkpoint, settings)
         info = self._engine.info
         self._answered_by = AnsweredBy(

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Protocol, cast
 
 from facescan import registry
+from facescan.decoding import DecodePool
 from facescan.errors import BadImage
 from facescan.models import Checkpoint, ModelCard
 from facescan.types import Outcome, Reply, Request
@@ -22,10 +23,12 @@ class EngineSettings:
     """What the run decides about an engine; nothing here may change an answer.
 
     Attributes:
+        decoders: makes all pixels; whoever made it closes it, after the engine.
         gpus: GPUs given to this engine; 0 on a machine without.
-        cpus: cores this engine may keep busy (decoding, torch threads).
+        cpus: cores this engine may keep busy with other work than decoding (torch threads).
     """
 
+    decoders: DecodePool
     gpus: int = 0
     cpus: int = 2
 
@@ -46,9 +49,17 @@ class EngineInfo:
 
 
 class Engine(Protocol):
-    """Answers requests."""
+    """Answers requests.
+
+    Attributes:
+        info: what is answering.
+        calls_in_flight: None: a local engine, which takes whole batches and schedules itself. A
+            number: every call costs money; the caller makes at most so many at a time, and each
+            reply is durable before its place is given to another.
+    """
 
     info: EngineInfo
+    calls_in_flight: int | None
 
     def answer(self, requests: Sequence[Request]) -> AsyncIterator[Reply]:
         """Yield exactly one reply per request, in completion order, joined by `request_id`.
@@ -81,6 +92,14 @@ class EngineModule(Protocol):
         """Names how pixels are made for the model; part of every request's identity."""
         ...
 
+    def numerics(self, card: ModelCard) -> dict[str, str]:
+        """The settings of a card that can change an answer, not those of speed or memory.
+
+        Raises:
+            UsageError: `engine_options` of the card are not what this engine knows.
+        """
+        ...
+
     def load(
         self, card: ModelCard, checkpoint: Checkpoint | None, settings: EngineSettings
     ) -> Engine:
@@ -89,6 +108,7 @@ class EngineModule(Protocol):
         Raises:
             EngineUnavailable: a package or device is missing.
             EngineError: the weights cannot be loaded.
+            UsageError: `engine_options` of the card are not what this engine knows.
         """
         ...
 

@@ -1,6 +1,6 @@
 """The engine of `serving.engines.vllm`: requests in, replies out, around one `VllmCore`.
 
-answer ──> decode pool: pixels, once per picture ──> core: generations ──> replies ──> answer
+answer ──> decoding processes: pixels, once per picture ──> core: generations ──> replies ──> answer
 """
 
 import asyncio
@@ -13,10 +13,10 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from facescan import images
+from facescan.decoding import IMAGES_PER_CHUNK, DecodePool, Pixels
 from facescan.errors import BadImage, EngineError
 from facescan.types import AnswerMode, FinishReason, Question, Reply, Request
-from serving.engine import EngineInfo, EngineSettings, failed
+from serving.engine import EngineInfo, failed
 from serving.label_tokens import SEQUENCES
 from serving.prompt_forms import PromptForm
 from serving.vllm_core import Generated, Generation, VllmCore
@@ -91,15 +91,16 @@ class VllmEngine:
         llm: see `VllmCore`.
         prompt_form: of the model that `llm` runs.
         info: see `serving.engine.Engine`.
-        settings: `cpus` is the number of pictures decoded at a time.
+        decoders: makes the pixels; its owner closes it.
     """
 
     def __init__(
-        self, llm: Any, prompt_form: PromptForm, info: EngineInfo, settings: EngineSettings
+        self, llm: Any, prompt_form: PromptForm, info: EngineInfo, decoders: DecodePool
     ) -> None:
         from vllm.multimodal.inputs import MultiModalBatchedField, PlaceholderRange
 
         self.info = info
+        self.calls_in_flight: int | None = None
         self.form = prompt_form
         self._image_field = MultiModalBatchedField()
         self._image_span = PlaceholderRange(*prompt_form.image_span)
@@ -109,7 +110,10 @@ class VllmEngine:
         self._questions: dict[str, _Asked] = {}
         self._calls: set[_Call] = set()
         self._dead: EngineError | None = None
-        self._pool = ThreadPoolExecutor(settings.cpus, thread_name_prefix="decode")
+        self._decoders = decoders
+        # Each waits for the pixels of some pictures. One more than there are decoding processes, so
+        # that these have something to do while what they decoded is handed to the core.
+        self._pool = ThreadPoolExecutor(decoders.processes + 1, thread_name_prefix="prepare")
         self._core = VllmCore(llm, self._flush, self._died)
 
     async def answer(self, requests: Sequence[Request]) -> AsyncIterator[Reply]:
@@ -122,9 +126,9 @@ class VllmEngine:
             while left:
                 if self._dead is not None:
                     raise self._dead
-                while ahead < self._ahead and (picture := next(pictures, None)):
-                    ahead += len(picture)
-                    self._pool.submit(self._prepare, picture, call).add_done_callback(call.prepared)
+                while chunk := self._next(pictures, self._ahead - ahead):
+                    ahead += sum(map(len, chunk))
+                    self._pool.submit(self._prepare, chunk, call).add_done_callback(call.prepared)
                 replies = await call.inbox.get()
                 if isinstance(replies, BaseException):
                     raise replies
@@ -150,21 +154,33 @@ class VllmEngine:
         for call in list(self._calls):
             call.put(cause)
 
-    def _prepare(self, requests: list[Request], call: _Call) -> None:
-        """On a thread of the pool: decode the picture these requests share and submit them."""
+    @staticmethod
+    def _next(pictures: Iterator[list[Request]], room: int) -> list[list[Request]]:
+        """Pictures to decode together: one whose requests do not fit any more is the last."""
+        chunk: list[list[Request]] = []
+        while room > 0 and len(chunk) < IMAGES_PER_CHUNK and (picture := next(pictures, None)):
+            chunk.append(picture)
+            room -= len(picture)
+        return chunk
+
+    def _prepare(self, chunk: list[list[Request]], call: _Call) -> None:
+        """On a thread of the pool: have pictures decoded and submit the requests about them."""
         if not call.wanted():
             return
         started = time.monotonic()
-        image = requests[0].image
-        try:
-            pixels = images.decode(image, self.form.size)
-        except BadImage as error:
-            seconds = time.monotonic() - started
-            call.put(
-                [failed(one.request_id, self.info, error, latency_s=seconds) for one in requests]
-            )
-            return
-        shared = self._picture(image.sha256, pixels)
+        decoded = self._decoders.decode([about[0].image for about in chunk], self.form.size)
+        for about, pixels in zip(chunk, decoded.result(), strict=True):
+            if isinstance(pixels, BadImage):
+                seconds = time.monotonic() - started
+                call.put(
+                    [failed(one.request_id, self.info, pixels, latency_s=seconds) for one in about]
+                )
+            else:
+                self._submit(about, pixels, call, started)
+
+    def _submit(self, requests: list[Request], pixels: Pixels, call: _Call, started: float) -> None:
+        """Submit the requests that share a picture."""
+        shared = self._picture(requests[0].image.sha256, pixels)
         generations: list[Generation] = []
         for request in requests:
             try:
@@ -181,7 +197,7 @@ class VllmEngine:
             ]
         self._core.submit(generations)
 
-    def _picture(self, sha256: str, pixels: Any) -> dict[str, Any]:
+    def _picture(self, sha256: str, pixels: Pixels) -> dict[str, Any]:
         """A rendered input of vLLM but for the tokens; requests with one hash share features."""
         import torch
         from vllm.multimodal.inputs import (

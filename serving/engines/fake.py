@@ -2,28 +2,45 @@
 
 It is what the pipeline, its tests and its benchmarks run on where the answers do not matter: the
 images are really decoded, every answer mode works, and about 1 reply in 32 is not a label, so that
-the outcomes other than `answered` are met too. It has no `engine_options`.
+the outcomes other than `answered` are met too.
+
+`engine_options` of a card, all optional:
+
+- `latency_ms` (0.0): how long each answer takes once its picture is decoded; answers run side by
+  side.
+- `calls_in_flight` (null: a local engine): see `serving.engine.Engine`.
 """
 
 import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import groupby
 
-from facescan import __version__, images
-from facescan.errors import BadImage
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from facescan import __version__
+from facescan.decoding import IMAGES_PER_CHUNK
+from facescan.errors import BadImage, UsageError
 from facescan.models import Checkpoint, ModelCard
-from facescan.types import AnswerMode, EncodedImage, FinishReason, Reply, Request
+from facescan.types import AnswerMode, FinishReason, Reply, Request
 from serving.engine import EngineInfo, EngineSettings, failed
 
-_IMAGES_PER_JOB = 32
-"""Images decoded by one job of the pool: handing over single images costs more than decoding them
-(0.3 ms each at 224 pixels)."""
+_SIZE = (224, 224)
+"""What pictures are decoded to, so that large ones are not carried from the decoder's process whole
+to be thrown away."""
 
 _NOT_LABELS = ("I'm sorry, but I can't help with that.", "Cannot determine.")
+
+
+class Options(BaseModel):
+    """A card's `engine_options`; the module's docstring says what they mean."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    latency_ms: float = Field(default=0.0, ge=0)
+    calls_in_flight: int | None = Field(default=None, ge=1)
 
 
 def missing() -> str | None:
@@ -37,46 +54,61 @@ def preprocessing(card: ModelCard) -> str:
     return "none"
 
 
+def numerics(card: ModelCard) -> dict[str, str]:
+    """None: its options change no answer."""
+    _options(card)
+    return {}
+
+
 def load(card: ModelCard, checkpoint: Checkpoint | None, settings: EngineSettings) -> "FakeEngine":
     """Start the engine; takes no time."""
     del checkpoint
     return FakeEngine(card, settings)
 
 
+def _options(card: ModelCard) -> Options:
+    try:
+        return Options.model_validate(card.engine_options)
+    except ValidationError as error:
+        raise UsageError(f"model '{card.name}': engine_options: {error}") from error
+
+
 class FakeEngine:
     """See the module's docstring and `serving.engine.Engine`."""
 
     def __init__(self, card: ModelCard, settings: EngineSettings) -> None:
+        options = _options(card)
         self.info = EngineInfo(f"fake {__version__}", card.name, {})
-        self._pool = ThreadPoolExecutor(settings.cpus, thread_name_prefix="decode")
+        self.calls_in_flight = options.calls_in_flight
+        self._latency_s = options.latency_ms / 1000
+        self._decoders = settings.decoders
 
     async def answer(self, requests: Sequence[Request]) -> AsyncIterator[Reply]:
         """Decode each image once, then answer its requests."""
-        loop = asyncio.get_running_loop()
         started = time.monotonic()
-        jobs = [
-            loop.run_in_executor(self._pool, self._answer_images, chunk, started)
-            for chunk in _by_image(requests)
-        ]
-        for job in asyncio.as_completed(jobs):
-            for reply in await job:
+        chunks = [self._answer_images(chunk, started) for chunk in _by_image(requests)]
+        for chunk in asyncio.as_completed(chunks):
+            for reply in await chunk:
                 yield reply
 
     async def close(self) -> None:
-        """End the decode pool."""
-        self._pool.shutdown()
+        """There is nothing to give back."""
 
-    def _answer_images(self, chunk: Sequence[Sequence[Request]], started: float) -> list[Reply]:
+    async def _answer_images(
+        self, chunk: Sequence[Sequence[Request]], started: float
+    ) -> list[Reply]:
+        decoding = self._decoders.decode([about_one[0].image for about_one in chunk], _SIZE)
+        decoded = await asyncio.wrap_future(decoding)
+        await asyncio.sleep(self._latency_s)
         replies: list[Reply] = []
-        for about_one in chunk:
-            bad = _decoding_error(about_one[0].image)
-            latency = time.monotonic() - started
-            now = datetime.now(UTC)
+        latency = time.monotonic() - started
+        now = datetime.now(UTC)
+        for about_one, pixels in zip(chunk, decoded, strict=True):
             for request in about_one:
-                if bad is None:
-                    replies.append(self._reply(request, latency, now))
+                if isinstance(pixels, BadImage):
+                    replies.append(failed(request.request_id, self.info, pixels, latency_s=latency))
                 else:
-                    replies.append(failed(request.request_id, self.info, bad, latency_s=latency))
+                    replies.append(self._reply(request, latency, now))
         return replies
 
     def _reply(self, request: Request, latency_s: float, now: datetime) -> Reply:
@@ -110,13 +142,5 @@ class FakeEngine:
 
 def _by_image(requests: Sequence[Request]) -> Iterator[list[list[Request]]]:
     grouped = [list(group) for _, group in groupby(requests, lambda r: r.image.sha256)]
-    for start in range(0, len(grouped), _IMAGES_PER_JOB):
-        yield grouped[start : start + _IMAGES_PER_JOB]
-
-
-def _decoding_error(image: EncodedImage) -> BadImage | None:
-    try:
-        images.decode(image)
-    except BadImage as error:
-        return error
-    return None
+    for start in range(0, len(grouped), IMAGES_PER_CHUNK):
+        yield grouped[start : start + IMAGES_PER_CHUNK]

@@ -72,28 +72,42 @@ def preprocessing(card: ModelCard) -> str:
     return "upright RGB; Pillow bicubic to the model's square, aspect not kept; -1 to 1"
 
 
+def numerics(card: ModelCard) -> dict[str, str]:
+    """See `serving.engine.EngineModule`: what splits sums otherwise, or cuts an answer."""
+    options = _options(card)
+    found = {
+        "dtype": card.dtype,
+        "enforce_eager": str(options.enforce_eager).lower(),
+        "tensor_parallel_size": str(card.tensor_parallel_size),
+    }
+    if options.max_model_len is not None:
+        found["max_model_len"] = str(options.max_model_len)
+    return found
+
+
+def _options(card: ModelCard) -> Options:
+    try:
+        return Options.model_validate(card.engine_options)
+    except ValidationError as error:
+        raise UsageError(f"model '{card.name}': engine_options: {error}") from error
+
+
 def load(card: ModelCard, checkpoint: Checkpoint | None, settings: EngineSettings) -> Engine:
     """See `serving.engine.EngineModule`.
 
     Sets `VLLM_*` variables of this process: vLLM takes what it is told there for the process.
-
-    Raises:
-        UsageError: `engine_options` of the card are not what this engine knows.
     """
     absent = missing()
     if absent is not None:
         raise EngineUnavailable(absent)
     if checkpoint is None:
         raise UsageError(f"model '{card.name}' names no checkpoint, and vLLM needs one")
-    try:
-        options = Options(**card.engine_options)  # type: ignore[arg-type]  # pydantic checks
-    except ValidationError as error:
-        raise UsageError(f"model '{card.name}': engine_options: {error}") from error
+    options = _options(card)
     found = weights.find(checkpoint)
     prompt_form = form(found)
     with weights.together(found) as folder:
         llm = _start(_arguments(card, options, folder, found.config, prompt_form), settings)
-    return VllmEngine(llm, prompt_form, _info(llm, found, prompt_form), settings)
+    return VllmEngine(llm, prompt_form, _info(llm, found, prompt_form), settings.decoders)
 
 
 def _start(arguments: dict[str, Any], settings: EngineSettings) -> Any:

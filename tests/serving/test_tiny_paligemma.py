@@ -9,6 +9,7 @@ import pytest
 
 from facescan import models, prompt, protocols
 from facescan.datasets import sample
+from facescan.decoding import DecodePool
 from facescan.images import Limits, check
 from facescan.types import EncodedImage, Reply, Request, request_id
 from recipes import train_tiny_paligemma as recipe
@@ -82,8 +83,10 @@ def _checked(data: bytes) -> EncodedImage:
 
 
 async def _answers(requests: list[Request]) -> dict[str, Reply]:
-    running = engine.module(CARD.engine).load(CARD, CARD.checkpoint, EngineSettings())
+    decoders = DecodePool(2)
+    running = engine.module(CARD.engine).load(CARD, CARD.checkpoint, EngineSettings(decoders))
     try:
         return {reply.request_id: reply async for reply in running.answer(requests)}
     finally:
         await running.close()
+        decoders.close()

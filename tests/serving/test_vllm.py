@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ import pytest
 
 from bench import parity
 from facescan import images
+from facescan.decoding import DecodePool
 from facescan.errors import EngineError
 from facescan.models import Checkpoint, ModelCard
 from facescan.types import (
@@ -98,13 +99,15 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Se
     checkpoint = Checkpoint(path=str(whole))
     if request.param == 1:
         checkpoint = processor_elsewhere(whole, folder)
-    running = engine.module("vllm").load(CARD, checkpoint, EngineSettings())
+    decoders = DecodePool(2)
+    running = engine.module("vllm").load(CARD, checkpoint, EngineSettings(decoders))
     loop = asyncio.new_event_loop()
     pictures = parity.noise_pictures(PICTURES)
     replies = loop.run_until_complete(parity.answers(running, QUESTIONS.values(), pictures))
     reference = parity.Reference(checkpoint, "float32")
     yield Served(request.param, checkpoint, whole, running, loop, pictures, replies, reference)
     loop.run_until_complete(running.close())
+    decoders.close()
     loop.close()
 
 
@@ -187,13 +190,15 @@ def test_requests_of_one_image_share_its_pixels(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    real = images.decode
+    real = DecodePool.decode
 
-    def count(image: EncodedImage, size: tuple[int, int] | None = None) -> Any:
-        decoded.append(image.sha256)
-        return real(image, size)
+    def count(
+        pool: DecodePool, encoded: Sequence[EncodedImage], size: tuple[int, int] | None = None
+    ) -> Any:
+        decoded.extend(image.sha256 for image in encoded)
+        return real(pool, encoded, size)
 
-    monkeypatch.setattr(images, "decode", count)
+    monkeypatch.setattr(DecodePool, "decode", count)
     picture = served.pictures[0]
     replies = served.ask([about(picture, question) for question in QUESTIONS.values()])
     assert decoded == [picture.sha256]
@@ -253,7 +258,7 @@ def test_calls_overlap_and_may_be_abandoned(served: Served) -> None:
 
 def test_a_second_engine_of_one_process_is_refused(served: Served) -> None:
     with pytest.raises(EngineError, match="own process"):
-        engine.module("vllm").load(CARD, served.checkpoint, EngineSettings())
+        engine.module("vllm").load(CARD, served.checkpoint, EngineSettings(DecodePool(1)))
 
 
 def test_the_engine_starts_no_process(served: Served) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench import parity
+from facescan.decoding import DecodePool
 from facescan.errors import EngineError
 from facescan.models import Checkpoint, ModelCard
 from facescan.types import AnswerMode, Decoding, EncodedImage, Outcome, Question, Reply
@@ -60,12 +61,14 @@ class Small:
 def small(tmp_path_factory: Any) -> Iterator[Small]:
     folder: Path = tmp_path_factory.mktemp("checkpoint")
     checkpoint = Checkpoint(path=str(checkpoints.paligemma(folder)))
-    running = engine.module("vllm").load(CARD, checkpoint, EngineSettings())
+    decoders = DecodePool(1)
+    running = engine.module("vllm").load(CARD, checkpoint, EngineSettings(decoders))
     loop = asyncio.new_event_loop()
     served = Small(running, loop, parity.noise_pictures(16), {})
     served.expected = served.ask(LONG)
     yield served
     loop.run_until_complete(running.close())
+    decoders.close()
     loop.close()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from facescan.decoding import DecodePool
 from facescan.errors import EngineError, UsageError
 from facescan.models import Checkpoint, ModelCard
 from serving import engine, prompt_forms, weights
@@ -31,7 +32,7 @@ def test_pickles_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(EngineError, match=f"pickles .{name}.*safetensors"):
         weights.find(found)
     with pytest.raises(EngineError, match="pickles"):
-        engine.module("vllm").load(card(), found, EngineSettings())
+        engine.module("vllm").load(card(), found, EngineSettings(DecodePool(1)))
 
 
 def test_pickles_beside_safetensors_are_left_alone(tmp_path: Path) -> None:
@@ -109,10 +110,10 @@ def test_an_architecture_without_a_form_is_refused(tmp_path: Path) -> None:
 def test_a_card_that_cannot_work_is_a_usage_error(tmp_path: Path) -> None:
     vllm = engine.module("vllm")
     with pytest.raises(UsageError, match="checkpoint"):
-        vllm.load(card(), None, EngineSettings())
+        vllm.load(card(), None, EngineSettings(DecodePool(1)))
     with pytest.raises(UsageError, match="max_seqs"):
         vllm.load(
             card(engine_options={"max_seqs": 3}),
             checkpoint(tmp_path, "model.safetensors"),
-            EngineSettings(),
+            EngineSettings(DecodePool(1)),
         )
