@@ -3,9 +3,12 @@
 FacescanError
 ├── UsageError              the command or its configuration cannot work (exit 2)
 │   ├── UnknownNameError    a name that no file carries
-│   └── DataError           a source file or shard is not what it should be: says file and row
+│   ├── DataError           a source file or shard is not what it should be: says file and row
+│   └── RunInUse            another command is working on the run folder: says whose
 ├── EngineError             an engine cannot start or has died (exit 1)
 │   └── EngineUnavailable   a package or device that the engine needs is not here
+├── StorageError            a run folder cannot be written: disk full, read-only, gone (exit 1)
+├── TooManyFailures         more requests failed than the run allows (exit 1)
 ├── MixingError             the run folder holds answers asked under other settings (exit 4)
 └── BadImage                the bytes of one image cannot be used; becomes the outcome `bad_image`
 """
@@ -40,6 +43,18 @@ class UnknownNameError(UsageError):
 
 class DataError(UsageError):
     """A source file or shard that is not what it should be."""
+
+
+class RunInUse(UsageError):
+    """Another command holds the lease of the run folder."""
+
+
+class StorageError(FacescanError):
+    """A run folder that cannot be written; what is in it is whole, and the run can be continued."""
+
+
+class TooManyFailures(FacescanError):
+    """More requests ended without an answer than `--fail-on-error` allows."""
 
 
 class EngineError(FacescanError):

@@ -64,7 +64,9 @@ def run(
     attributes: Annotated[
         str | None, typer.Option(help="Such as race,age. Default: what model and dataset share.")
     ] = None,
-    output_dir: Annotated[Path | None, typer.Option(help="Becomes the run folder.")] = None,
+    output_dir: Annotated[
+        str | None, typer.Option(help="Becomes the run folder; a path or s3:// URI.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Of the dataset. Default: all.")] = None,
     limit: Annotated[int | None, typer.Option(help="Images; a seeded sample.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the sample.")] = None,
@@ -81,6 +83,13 @@ def run(
     max_image_bytes: Annotated[int | None, typer.Option(help="Larger files: bad_image.")] = None,
     max_image_pixels: Annotated[
         int | None, typer.Option(help="Larger pictures: bad_image.")
+    ] = None,
+    retry: Annotated[
+        str | None, typer.Option(help="Ask again what ended so, such as bad_image,engine_error.")
+    ] = None,
+    fail_on_error: Annotated[
+        float | None,
+        typer.Option(help="Give up above so many failed requests; below 1 a fraction of all."),
     ] = None,
     score: Annotated[bool | None, typer.Option("--score/--no-score", help="At the end.")] = None,
     config: Annotated[
@@ -110,8 +119,8 @@ def run(
     if resolved.score:
         from jobs.score import score as score_run
 
-        score_run(folder.root, console)
-    console.print(f"run folder: {folder.root}", highlight=False, soft_wrap=True)
+        score_run(folder.root.location, console)
+    console.print(f"run folder: {folder.root.location}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -2,10 +2,8 @@
 
 import logging
 import os
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,20 +63,13 @@ def connect(address: str | None, object_store_bytes: int, replicas: int | None) 
     Inside a submitted Ray job the job's cluster is joined. Elsewhere no cluster is joined by
     accident: Ray's own default would take any that RAY_ADDRESS or a file of its names.
 
+    Ray makes SIGTERM end the process; whoever wants it otherwise says so again afterwards.
+
     Raises:
         UsageError: no cluster answers.
     """
     if ray.is_initialized():
         return
-    try:
-        _connect(address, object_store_bytes, replicas)
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            # Ray has made SIGTERM end the process with code 15; here it stops a run like Ctrl-C.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-def _connect(address: str | None, object_store_bytes: int, replicas: int | None) -> None:
     os.environ.update(_NO_TELEMETRY)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     for name in ("ray", "ray.data"):

@@ -16,6 +16,15 @@ from pydantic_settings import (
 
 from facescan import images, registry
 from facescan.errors import UsageError
+from facescan.types import Outcome
+
+RETRIED = (
+    Outcome.BAD_IMAGE,
+    Outcome.NO_FACE,
+    Outcome.PROVIDER_ERROR,
+    Outcome.ENGINE_ERROR,
+)
+"""What `retry` may name: failures of the run. An answer on disk is never asked again."""
 
 Names = Annotated[list[str], NoDecode]
 """A list written as `a,b` on the command line and in the environment, as a list in YAML."""
@@ -37,7 +46,8 @@ class RunConfig(BaseSettings):
     """None: each model's default."""
     attributes: Names = Field(default_factory=list)
     """Empty: what the model answers and the dataset labels; without labels, all it answers."""
-    output_dir: Path
+    output_dir: str
+    """Becomes the run folder: a path, or a URI of an object store."""
     include_path: Annotated[list[Path], NoDecode] = Field(default_factory=list)
     engine: str | None = None
     """Another engine than the model card's."""
@@ -49,10 +59,14 @@ class RunConfig(BaseSettings):
     """How much of Ray's object store the streaming of one model's pass may fill."""
     max_image_bytes: int = Field(default=images.Limits().max_bytes, ge=1)
     max_image_pixels: int = Field(default=images.Limits().max_pixels, ge=1)
+    retry: Annotated[list[Outcome], NoDecode] = Field(default_factory=list)
+    """Requests that ended as one of these are asked again."""
+    fail_on_error: float | None = Field(default=None, ge=0)
+    """Requests without an answer that the run bears: a fraction where below 1, else a count."""
     score: bool = True
     """Score at the end."""
 
-    @field_validator("model", "attributes", "include_path", mode="before")
+    @field_validator("model", "attributes", "include_path", "retry", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -67,6 +81,19 @@ class RunConfig(BaseSettings):
         if not value:
             raise ValueError("name at least one model")
         return list(dict.fromkeys(value))
+
+    @field_validator("output_dir", mode="before")
+    @classmethod
+    def _path_or_uri(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @field_validator("retry")
+    @classmethod
+    def _no_answers(cls, value: list[Outcome]) -> list[Outcome]:
+        for outcome in value:
+            if outcome not in RETRIED:
+                raise ValueError(f"{outcome} is not asked again; possible: {', '.join(RETRIED)}")
+        return value
 
     @property
     def object_store_bytes(self) -> int:

@@ -14,11 +14,18 @@ from serving import engine as engines
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """The questions of a run that one set of weights answers."""
+    """The questions of a run that one set of weights answers.
+
+    Attributes:
+        preprocessing: how pixels are made for them.
+        numerics: settings of the engine that can change an answer.
+    """
 
     card: ModelCard
     checkpoint: Checkpoint | None
     questions: tuple[Question, ...]
+    preprocessing: str
+    numerics: Mapping[str, str]
 
 
 def passes(config: RunConfig, label_sets: Mapping[str, str]) -> list[Pass]:
@@ -48,13 +55,20 @@ def _of_model(config: RunConfig, name: str, label_sets: Mapping[str, str]) -> li
     card = models.load(name)
     if config.engine is not None:
         card = card.model_copy(update={"engine": config.engine})
-    preprocessing = engines.module(card.engine).preprocessing(card)
+    engine = engines.module(card.engine)
+    preprocessing = engine.preprocessing(card)
     protocol = protocols.load(config.protocol or card.protocol)
     by_checkpoint: dict[Checkpoint | None, list[str]] = {}
     for attribute in _attributes(config.attributes, card, label_sets):
         by_checkpoint.setdefault(card.checkpoint_for(attribute), []).append(attribute)
     return [
-        Pass(card, checkpoint, prompt.questions(card, protocol, names, preprocessing))
+        Pass(
+            card,
+            checkpoint,
+            prompt.questions(card, protocol, names, preprocessing),
+            preprocessing,
+            engine.numerics(card),
+        )
         for checkpoint, names in by_checkpoint.items()
     ]
 

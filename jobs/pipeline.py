@@ -1,55 +1,43 @@
 """The only place that knows Ray Data: shards -> engine actors -> durable replies.
 
-    read row groups ──> [ check ─> ask ─> engine ─> journal ] ──> how many were answered
-       Ray tasks             one actor per engine                      the driver
+    read open rows ──> [ check ─> ask ─> engine ─> journal ] ──> reports
+       Ray tasks             one actor per engine                the driver
 
-Ray Data only moves encoded images to the actors. What leaves an actor is a row of counts, and it
-leaves when the replies it counts are on disk, so nothing depends on the end of the pipeline.
+Ray Data only moves encoded images to the actors. What leaves an actor says nothing but that a
+batch is done, when its replies are durable, so nothing depends on the end of the pipeline.
 """
 
-import os
-import socket
-import uuid
+import time
 import warnings
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from facescan import images, registry
-from facescan.decoding import DecodePool
-from facescan.errors import (
-    BadImage,
-    EngineError,
-    EngineUnavailable,
-    FacescanError,
-    MixingError,
-    UsageError,
-)
-from facescan.models import Checkpoint, ModelCard
-from facescan.run import journal, manifest
-from facescan.run.journal import Journal
+from facescan import images
+from facescan.errors import DataError, EngineError, FacescanError
 from facescan.run.manifest import AnsweredBy
+from facescan.run.plan import Plan
 from facescan.run.selection import Selection
 from facescan.shards import Shards
-from facescan.types import Question, Reply, Request, request_id
-from jobs.cluster import Share
-from serving import engine as engines
-from serving.engine import EngineSettings
+from facescan.storage import Storage
+from jobs.engine_actor import FAILURES, Duty, EngineActor, Leg
+from jobs.watch import Watch
 
 _COLUMNS = ("image_id", "image_sha256", "image")
 
 _BLOCK_BYTES = 8 * 1024 * 1024
-"""Encoded images per block, which is the unit of work and of progress: about 500 images of 16 KB.
-Smaller blocks cost scheduling (about 5 ms each), larger ones memory and smooth progress."""
+"""Encoded images per block, which is the unit of work: about 500 images of 16 KB. Smaller blocks
+cost scheduling (about 5 ms each), larger ones memory and smooth progress."""
 
 _REQUESTS_PER_BATCH = 512
 """Requests handed to an engine by one call; several calls are in flight."""
@@ -57,32 +45,17 @@ _REQUESTS_PER_BATCH = 512
 _CALLS_PER_ACTOR = 2
 """Blocks an actor works on at a time, so that the engine does not run dry between them."""
 
-_ANSWERED_SCHEMA = pa.schema(
-    [
-        ("images", pa.int64()),
-        ("replies", pa.map_(pa.string(), pa.int64())),
-        ("worker", pa.string()),
-        ("place", pa.map_(pa.string(), pa.string())),
-        ("answered_by", pa.string()),
-        ("failure", pa.struct([("kind", pa.string()), ("message", pa.string())])),
-    ]
-)
-
 _READ_CPUS = 0.25
 """Reading waits for disks more than it works; engines need the cores."""
 
-_RESTARTS = 2
-"""Of a crashed actor and of its block. Ray Data's default is to try for ever."""
+_RESTARTS = 100
+"""Of an actor, of its block and of a reading task. Ray Data's default is to try for ever. The watch
+gives up on an engine long before, unless it goes on answering in between."""
 
+_SECONDS_TO_STOP = 20.0
+"""That actors have for ending what they are at."""
 
-@dataclass(frozen=True, slots=True)
-class Leg:
-    """One pass over the images: questions that the same weights answer, and the engines for it."""
-
-    card: ModelCard
-    checkpoint: Checkpoint | None
-    questions: tuple[Question, ...]
-    share: Share
+_SECONDS_BETWEEN_LOOKS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,49 +64,73 @@ class Work:
 
     Attributes:
         replies: the run's folder of replies, reachable from every node.
+        session: of the command that is running.
         include_path: folders of the user's own files.
     """
 
     shards: Shards
     selection: Selection
     limits: images.Limits
-    replies: Path
+    replies: Storage
+    session: str
     include_path: tuple[Path, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """How far an actor got with one batch; its replies are on disk.
+class Report:
+    """An actor has done a batch.
 
     Attributes:
-        images: rows of the batch that belong to the run.
-        replies: by error kind; "" counts the models' answers.
         worker: id of the actor.
         place: its host, process and GPUs.
         answered_by: what its engine runs.
     """
 
-    images: int
-    replies: dict[str, int]
     worker: str
     place: dict[str, str]
     answered_by: AnsweredBy
 
 
+def start_watch() -> Any:
+    """A `Watch` in an actor beside the driver, where no other node's death reaches it."""
+    here = ray.get_runtime_context().get_node_id()
+    return (
+        ray.remote(Watch)
+        .options(
+            num_cpus=0,
+            max_concurrency=1_000,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+        )
+        .remote()
+    )
+
+
 def answer(
-    work: Work, leg: Leg, expected: AnsweredBy | None, object_store_bytes: int
-) -> Iterator[Answered]:
-    """Ask a leg's questions of every selected image; yields as blocks are done.
+    work: Work,
+    leg: Leg,
+    plan: Plan,
+    expected: AnsweredBy | None,
+    object_store_bytes: int,
+    watch: Any,
+) -> Generator[Report, None, None]:
+    """Ask what is open of a leg's questions; yields as batches are done.
+
+    Closed before its end it has the actors stop first: paid calls in flight are
+    waited for, and replies that wait are written.
 
     Args:
         work: what all legs share.
         leg: what is asked of whom.
+        plan: what is open.
         expected: what answered these questions before, if anything did.
         object_store_bytes: bound on the images in Ray's object store.
+        watch: from `start_watch`.
 
     Raises:
         MixingError: an engine runs other weights or with other numerics than `expected`.
-        EngineError: an engine cannot start, or died more often than it is restarted.
+        EngineError: an engine cannot start, or dies whatever it is asked.
+        StorageError: replies cannot be written.
+        DataError: a shard is gone or damaged.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -141,35 +138,56 @@ def answer(
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
         object_store_memory=object_store_bytes
     )
+    duty = Duty(leg, expected, work.limits, work.replies, work.session, work.include_path, watch)
     try:
-        for table in _stream(work, leg, expected).iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=0
-        ):
-            for row in table.to_pylist():
-                if row["failure"] is not None:
-                    raise _failure(leg, **row["failure"])
-                yield Answered(
-                    images=row["images"],
-                    replies=dict(row["replies"]),
-                    worker=row["worker"],
-                    place=dict(row["place"]),
-                    answered_by=AnsweredBy.model_validate_json(row["answered_by"]),
-                )
+        with _stopping(watch):
+            for table in _stream(work, plan, duty).iter_batches(
+                batch_size=None, batch_format="pyarrow", prefetch_batches=0
+            ):
+                for row in table.to_pylist():
+                    if row["failure"] is not None:
+                        raise _failure(leg, **row["failure"])
+                    yield Report(
+                        worker=row["worker"],
+                        place=dict(row["place"]),
+                        answered_by=AnsweredBy.model_validate_json(row["answered_by"]),
+                    )
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, DataError):
+            raise error.cause from error
+        raise _failure(leg, EngineError.__name__, str(error).strip()) from error
     except ray.exceptions.RayError as error:
         # A process died once too often, or could not be started: only Ray can say why.
         raise _failure(leg, EngineError.__name__, str(error).strip()) from error
 
 
-def _stream(work: Work, leg: Leg, expected: AnsweredBy | None) -> ray.data.Dataset:
+@contextmanager
+def _stopping(watch: Any) -> Iterator[None]:
+    """Have the actors end in good order where the block is left before its end."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, GeneratorExit):
+        ray.get(watch.stop.remote())
+        until = time.monotonic() + _SECONDS_TO_STOP
+        while ray.get(watch.working.remote()) and time.monotonic() < until:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        raise
+
+
+def _stream(work: Work, plan: Plan, duty: Duty) -> ray.data.Dataset:
     """The two stages of the module's docstring, not started yet."""
-    groups = [{"group": index} for index in range(len(work.shards.row_groups))]
+    leg = duty.leg
+    groups = [
+        {"group": index, "rows": rows.rows.tobytes(), "questions": rows.questions.tobytes()}
+        for index, rows in plan.groups.items()
+    ]
     # Of Ray Data 2.60 keywords are the only way to finite retries; it warns that 2.64 drops them.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)
     return (
         ray.data.from_items(groups, override_num_blocks=len(groups))
         .map_batches(
             read,
-            fn_args=(work.shards, work.selection),
+            fn_args=(work.shards,),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=_READ_CPUS,
@@ -177,7 +195,7 @@ def _stream(work: Work, leg: Leg, expected: AnsweredBy | None) -> ray.data.Datas
         )
         .map_batches(
             EngineActor,
-            fn_constructor_args=(leg, expected, work.limits, work.replies, work.include_path),
+            fn_constructor_args=(duty,),
             batch_size=max(16, _REQUESTS_PER_BATCH // len(leg.questions)),
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
@@ -195,145 +213,19 @@ def _stream(work: Work, leg: Leg, expected: AnsweredBy | None) -> ray.data.Datas
     )
 
 
-_FAILURES = {
-    kind.__name__: kind for kind in (EngineError, EngineUnavailable, MixingError, UsageError)
-}
-"""What an actor may end with, by name. Ray wraps exceptions until their type is lost, so an actor
-hands its reason over as a row."""
-
-
 def _failure(leg: Leg, kind: str, message: str) -> FacescanError:
-    return _FAILURES[kind](f"model {leg.card.name}, engine {leg.card.engine}: {message}")
+    return FAILURES[kind](f"model {leg.card.name}, engine {leg.card.engine}: {message}")
 
 
-def read(indices: pa.Table, shards: Shards, selection: Selection) -> Iterator[pa.Table]:
-    """The rows of these row groups that belong to the sample; runs in a Ray task."""
-    chosen = cast("list[int]", indices.column("group").to_pylist())
-    groups = [shards.row_groups[index] for index in chosen]
-    for table in shards.read(groups, _COLUMNS):
-        taken = selection.taken(cast("list[str]", table.column("image_id").to_pylist()))
-        yield table if all(taken) else table.filter(pa.array(taken))
-
-
-class EngineActor:
-    """Owns an engine, its decode pool and a journal; see the module's docstring."""
-
-    def __init__(
-        self,
-        leg: Leg,
-        expected: AnsweredBy | None,
-        limits: images.Limits,
-        replies: Path,
-        include_path: tuple[Path, ...],
-    ) -> None:
-        self._leg = leg
-        self._limits = limits
-        self._journal = Journal(replies, leg.card.name)
-        # Read here and not sent along: an actor that Ray started again knows what its predecessor
-        # had on disk.
-        self._on_disk = journal.answered(replies)
-        self._id = uuid.uuid4().hex[:8]
-        self._place = {
-            "host": socket.gethostname(),
-            "pid": str(os.getpid()),
-            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-        }
-        self._failure: dict[str, str] | None = None
-        try:
-            self._start(expected, include_path)
-        except FacescanError as error:
-            self._fail(error)
-
-    def _start(self, expected: AnsweredBy | None, include_path: tuple[Path, ...]) -> None:
-        for folder in include_path:
-            registry.include(folder)
-        leg = self._leg
-        decoders = DecodePool(leg.share.cpus)
-        settings = EngineSettings(decoders, leg.share.gpus, leg.share.cpus)
-        self._engine = engines.module(leg.card.engine).load(leg.card, leg.checkpoint, settings)
-        info = self._engine.info
-        self._answered_by = AnsweredBy(
-            engine=info.engine, resolved_model=info.resolved_model, numerics=info.numerics
-        )
-        if expected is not None:
-            manifest.check_same(leg.card.name, expected, self._answered_by)
-
-    def _fail(self, error: FacescanError) -> None:
-        kind = next(each for each in type(error).__mro__ if each.__name__ in _FAILURES)
-        self._failure = {"kind": kind.__name__, "message": str(error)}
-
-    async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
-        """Ask about one batch of a shard's rows; yields one row of `_ANSWERED_SCHEMA`.
-
-        The row holds a failure where the engine could not start, is dead, or did not answer each
-        request exactly once.
-
-        Raises:
-            OSError: replies could not be written.
-        """
-        counts = Counter[str]()
-        if self._failure is None:
-            try:
-                await self._answer(batch, counts)
-            except EngineError as error:
-                self._fail(error)
-            self._journal.flush()
-        yield self._answered(batch.num_rows, counts)
-
-    async def _answer(self, batch: pa.Table, counts: Counter[str]) -> None:
-        asked, replies = self._requests(batch)
-        for reply in replies:
-            self._journal.append(reply)
-            counts[reply.error_kind or ""] += 1
-        outstanding = {request.request_id for request in asked}
-        async for reply in self._engine.answer(asked):
-            if reply.request_id not in outstanding:
-                raise EngineError(
-                    f"it answered {reply.request_id}, which was not among its requests"
-                )
-            outstanding.remove(reply.request_id)
-            self._journal.append(reply)
-            counts[reply.error_kind or ""] += 1
-        if outstanding:
-            raise EngineError(
-                f"it answered {len(asked) - len(outstanding)} of {len(asked)} requests; "
-                f"missing {sorted(outstanding)[:3]}"
-            )
-
-    def _requests(self, batch: pa.Table) -> tuple[list[Request], list[Reply]]:
-        """The requests still to ask about a batch, and the replies of unusable images.
-
-        Images with equal bytes have equal requests; each is asked once.
-        """
-        asked: dict[str, Request] = {}
-        unusable: dict[str, Reply] = {}
-        encoded = pc.struct_field(batch.column("image"), "bytes")
-        digests = cast("list[str]", batch.column("image_sha256").to_pylist())
-        for sha256, data in zip(digests, encoded, strict=True):
-            open_questions = {
-                key: question
-                for question in self._leg.questions
-                if bytes.fromhex(key := request_id(question.identity, sha256)) not in self._on_disk
-            }
-            if not open_questions:
-                continue
-            try:
-                image = images.check(data.as_py() or b"", sha256, self._limits)
-            except BadImage as error:
-                for key in open_questions:
-                    unusable[key] = engines.failed(key, self._engine.info, error, latency_s=0.0)
-                continue
-            for key, question in open_questions.items():
-                asked[key] = Request(key, image, question)
-        return list(asked.values()), list(unusable.values())
-
-    def _answered(self, rows: int, counts: Counter[str]) -> pa.Table:
-        row = {
-            "images": rows,
-            "replies": list(counts.items()),
-            "worker": self._id,
-            "place": list(self._place.items()),
-            "answered_by": None if self._failure else self._answered_by.model_dump_json(),
-            "failure": self._failure,
-        }
-        return pa.Table.from_pylist([row], schema=_ANSWERED_SCHEMA)
+def read(open_rows: pa.Table, shards: Shards) -> Iterator[pa.Table]:
+    """The open rows of these row groups, each with its open questions; runs in a Ray task."""
+    for group in open_rows.to_pylist():
+        wanted = np.frombuffer(group["rows"], np.uint32)
+        questions = np.frombuffer(group["questions"], np.uint32)
+        before = 0
+        for table in shards.read([shards.row_groups[group["group"]]], _COLUMNS):
+            first, last = np.searchsorted(wanted, [before, before + table.num_rows])
+            if last > first:
+                here = table.take(pa.array(wanted[first:last] - np.uint32(before)))
+                yield here.append_column("questions", pa.array(questions[first:last]))
+            before += table.num_rows

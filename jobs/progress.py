@@ -3,8 +3,8 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -12,28 +12,34 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from facescan import durable
+from facescan.run.folder import STATUS
+from facescan.storage import Storage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts replies of a run and shows them; used as a context.
+    """Counts the requests of a command that have replies, and shows them; used as a context.
 
     Args:
-        status: the run's `status.json`.
-        requests: that are open at the start.
+        root: of the run folder.
+        requests: all that the command asks for, those that had replies before included.
+        done: how many had replies before, by error kind ("" for answers).
     """
 
-    def __init__(self, status: Path, requests: int, console: Console) -> None:
-        self._status = status
+    def __init__(
+        self, root: Storage, requests: int, done: Mapping[str, int], console: Console
+    ) -> None:
+        self._root = root
         self._requests = requests
-        self._counts = Counter[str]()
+        self._before = Counter(done)
+        self._counts = Counter(done)
         self._console = console
         self._shown = time.monotonic()
         self._first: tuple[float, int] | None = None
+        self._rate = 0.0
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -43,7 +49,9 @@ class Progress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("starting", total=requests, rate="")
+        self._task = self._bar.add_task(
+            "starting", total=requests, completed=self._counts.total(), rate=""
+        )
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -64,40 +72,68 @@ class Progress:
         else:
             self._write("failed", str(error))
 
-    def add(self, model: str, replies: dict[str, int]) -> None:
-        """Count replies of `model` by error kind ("" for answers), now on disk."""
-        self._counts.update(replies)
-        done = self._counts.total()
-        now = time.monotonic()
-        if self._first is None:
+    @property
+    def failed(self) -> int:
+        """Requests of the command that have a reply and no answer."""
+        return self._counts.total() - self._counts[""]
+
+    @property
+    def answered(self) -> int:
+        """Requests of the command that have an answer."""
+        return self._counts[""]
+
+    @property
+    def requests(self) -> int:
+        """All requests of the command."""
+        return self._requests
+
+    def show(self, replies: Mapping[str, Mapping[str, int]]) -> None:
+        """Show how many replies this command got so far: model -> error kind -> how many."""
+        self._counts = Counter(self._before)
+        for counts in replies.values():
+            self._counts.update(counts)
+        model = list(replies)[-1] if replies else "starting"
+        done, now = self._counts.total(), time.monotonic()
+        if self._first is None and replies:
             self._first = (now, done)
         # The engine's start is not part of the rate, or every ETA would begin far too high.
-        began, before = self._first
-        rate = (done - before) / (now - began) if now > began else 0.0
-        self._bar.update(self._task, description=model, completed=done, rate=f"{rate:.0f}/s")
+        began, at_first = self._first or (now, done)
+        self._rate = (done - at_first) / (now - began) if now > began else 0.0
+        self._bar.update(self._task, description=model, completed=done, rate=f"{self._rate:.0f}/s")
         if now - self._shown >= _SECONDS_BETWEEN_LINES:
             self._shown = now
             self._write("running")
             if not self._console.is_terminal:
-                self._line(model, rate)
+                self._line(model)
 
-    def _line(self, model: str, rate: float) -> None:
+    def _line(self, model: str) -> None:
         done = self._counts.total()
-        pace = f", {rate:.0f}/s, {(self._requests - done) / rate:.0f} s left" if rate else ""
-        failed = self._counts.total() - self._counts[""]
+        left = self._seconds_left()
+        pace = "" if left is None else f", {self._rate:.0f}/s, {left:.0f} s left"
         self._console.print(
-            f"{model}: {done}/{self._requests} requests, {failed} failed{pace}",
+            f"{model}: {done}/{self._requests} requests, {self._failures()}{pace}",
             highlight=False,
         )
 
+    def _failures(self) -> str:
+        kinds = [f"{n} {kind}" for kind, n in sorted(self._counts.items()) if kind and n]
+        return f"failed: {', '.join(kinds)}" if kinds else "0 failed"
+
+    def _seconds_left(self) -> float | None:
+        open_requests = self._requests - self._counts.total()
+        return open_requests / self._rate if self._rate else None
+
     def _write(self, state: str, reason: str | None = None) -> None:
+        left = self._seconds_left() if state == "running" else None
         content = {
             "schema_version": SCHEMA_VERSION,
             "state": state,
             "reason": reason,
             "requests": self._requests,
             "answered": self._counts[""],
-            "failed": {kind: n for kind, n in sorted(self._counts.items()) if kind},
+            "failed": {kind: n for kind, n in sorted(self._counts.items()) if kind and n},
+            "per_second": round(self._rate, 1),
+            "seconds_left": None if left is None else round(left),
             "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        durable.write_text(self._status, json.dumps(content, indent=2) + "\n")
+        self._root.write(STATUS, json.dumps(content, indent=2).encode() + b"\n")

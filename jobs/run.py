@@ -2,29 +2,39 @@
 
 import os
 import platform
-from collections.abc import Iterator
-from dataclasses import replace
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import cast
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from facescan import __version__, datasets, durable, registry, shards
-from facescan.errors import EngineUnavailable
+from facescan import __version__, datasets, models, registry, shards
+from facescan.errors import EngineUnavailable, StorageError, UsageError
 from facescan.run import folder as run_folder
-from facescan.run import journal, manifest, predictions
+from facescan.run import journal, lease, manifest, predictions
 from facescan.run.folder import RunFolder
+from facescan.run.lease import Lease
 from facescan.run.manifest import AnsweredBy, Combination, DatasetRecord, Manifest
+from facescan.run.plan import Plan, plan
 from facescan.run.selection import sample
 from facescan.shards import Shards
-from facescan.types import request_id
+from facescan.storage import LocalStorage
 from jobs import cluster, pipeline
 from jobs.config import RunConfig
+from jobs.engine_actor import Leg
+from jobs.follow import Follower, Threshold
 from jobs.ingest import ingest
 from jobs.passes import Pass, passes
-from jobs.pipeline import Answered, Leg, Work
+from jobs.pipeline import Report, Work
 from jobs.progress import Progress
+from jobs.stop_signals import StopSignals, stoppable
 from serving import engine as engines
 
 _SAMPLE = "sample"
@@ -43,9 +53,12 @@ def run(config: RunConfig, console: Console) -> RunFolder:
     where the answering is cut short: what has no reply yet is `pending` in them.
 
     Raises:
-        UsageError: something named does not exist or does not fit (exit 2).
+        UsageError: something named does not exist or does not fit, or another command is working
+            on the run (exit 2).
         MixingError: the folder holds answers asked under other settings (exit 4).
         EngineError: an engine cannot start or died for good; what was answered is kept (exit 1).
+        TooManyFailures: more requests than allowed ended without an answer, or all did (exit 1).
+        StorageError: the run folder cannot be written; what is in it is whole (exit 1).
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; can be continued (exit 3).
     """
     for path in config.include_path:
@@ -53,42 +66,166 @@ def run(config: RunConfig, console: Console) -> RunFolder:
     if config.ray_address is not None:
         cluster.check(config.ray_address)
     folder = run_folder.startable(config.output_dir)
-    known = manifest.read(folder.manifest) if folder.is_run else None
-    if config.dataset == _SAMPLE:
-        config = config.model_copy(update={"limit": config.limit or _SAMPLE_SIZE})
-        planned = passes(config, datasets.load(_SAMPLE).label_sets)
-        data = _generated(config, folder, known, console)
-    else:
-        data = shards.open(config.dataset, config.split)
-        planned = passes(config, data.label_sets)
-    record = _record(config, data, planned)
-    if known is not None:
-        record = manifest.grown(known, record)
+    with stoppable() as signals, _writing(folder):
+        if config.dataset == _SAMPLE:
+            config = config.model_copy(update={"limit": config.limit or _SAMPLE_SIZE})
+            planned, data = passes(config, datasets.load(_SAMPLE).label_sets), None
+        else:
+            data = shards.open(config.dataset, config.split)
+            planned = passes(config, data.label_sets)
+            _record(config, folder, data, planned)
+        if not folder.is_run:
+            # A new folder is not begun for what cannot run.
+            _connect(config, planned, signals)
+        with lease.hold(folder.root) as held:
+            known = manifest.read(folder) if folder.is_run else None
+            if data is None:
+                data = _generated(config, folder, known, console)
+            record = _record(config, folder, data, planned)
+            _tidy(folder, console)
+            return _ask(_Run(config, folder, data, record, held, signals), planned, console)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A run that is this command's to go on with."""
+
+    config: RunConfig
+    folder: RunFolder
+    data: Shards
+    record: Manifest
+    lease: Lease
+    signals: StopSignals
+
+
+@contextmanager
+def _writing(folder: RunFolder) -> Iterator[None]:
+    """Errors of the file system as one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{folder.root.location}: {error}. What is there is whole: when the cause is gone, "
+            "the same command again continues"
+        ) from error
+
+
+def _tidy(folder: RunFolder, console: Console) -> None:
+    """Clear away what killed commands left, and set damaged replies aside."""
+    for place in (folder.root, folder.replies, folder.predictions, folder.scores):
+        place.sweep()
+    for name, reason in journal.set_damaged_aside(folder.replies).items():
+        console.print(
+            f"replies/{name}: {reason}. It is set aside in replies/{journal.DAMAGED}; what it "
+            "held is asked again",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _connect(config: RunConfig, planned: Sequence[Pass], signals: StopSignals) -> list[Leg]:
+    """The engines that these passes need, on the Ray that is joined or started for them."""
+    for each in planned:
+        lacking = engines.module(each.card.engine).missing()
+        if lacking is not None and cluster.is_own(config.ray_address):
+            raise EngineUnavailable(
+                f"model {each.card.name}: engine {each.card.engine} cannot run here: {lacking}"
+            )
+    cluster.connect(config.ray_address, config.object_store_bytes, config.replicas)
+    signals.listen()
+    return [
+        Leg(each.card, each.checkpoint, each.questions, cluster.share(each.card, config.replicas))
+        for each in planned
+    ]
+
+
+def _ask(run: _Run, planned: Sequence[Pass], console: Console) -> RunFolder:
+    """Ask what is open, merge the replies, and build the predictions."""
+    config, folder, data = run.config, run.folder, run.data
     work = Work(
         shards=data,
         selection=sample(_image_ids(data), config.limit, config.seed),
         limits=config.limits(),
-        replies=folder.replies.resolve(),
+        replies=folder.replies,
+        session=uuid.uuid4().hex[:8],
         include_path=registry.included(),
     )
-    legs = _legs(config, work, planned, journal.answered(folder.replies), console)
-    record.write(folder.manifest)
-    durable.write_text(folder.config, config.dump())
+    plans = [
+        plan(data, work.selection, each.questions, work.replies, config.retry) for each in planned
+    ]
+    to_ask = [(each, its) for each, its in zip(planned, plans, strict=True) if its.requests]
+    _announce(to_ask, console)
+    legs = _connect(config, [each for each, _ in to_ask], run.signals) if to_ask else []
+    run.record.write(folder)
+    folder.root.write(run_folder.CONFIG, config.dump().encode())
+    done = sum((Counter(its.done) for its in plans), Counter[str]())
+    requests = done.total() + sum(its.requests for its in plans)
     try:
-        _answer(config, work, legs, folder, console)
+        with (
+            cluster.native_messages_to(_driver_log(folder)),
+            Progress(folder.root, requests, done, console) as progress,
+        ):
+            threshold = Threshold(config.fail_on_error, requests)
+            threshold.check(progress)
+            if legs:
+                watch = pipeline.start_watch()
+                with Follower(watch, progress, threshold, run.lease) as follower:
+                    for leg, (_, its) in zip(legs, to_ask, strict=True):
+                        _answer(run, work, leg, its, watch, follower)
+            threshold.check_end(progress)
     finally:
-        journal.compact(folder.replies, folder.root / ".merging")
-        everything = sample(_image_ids(data), record.dataset.limit, config.seed)
-        predictions.build(folder, data, everything, manifest.questions(record))
+        run.lease.check()
+        journal.compact(folder.replies)
+        everything = sample(_image_ids(data), run.record.dataset.limit, config.seed)
+        predictions.build(folder, data, everything, manifest.questions(run.record))
     return folder
+
+
+def _driver_log(folder: RunFolder) -> Path:
+    if isinstance(folder.root, LocalStorage):
+        return Path(folder.root.location, "logs", "driver.log")
+    return Path(tempfile.gettempdir(), f"facescan-driver-{os.getpid()}.log")
+
+
+def _announce(to_ask: Sequence[tuple[Pass, Plan]], console: Console) -> None:
+    if not to_ask:
+        console.print("every request has its reply; nothing is asked", highlight=False)
+    for each, its in to_ask:
+        asked = ", ".join(name for question in each.questions for name in question.attributes)
+        console.print(
+            f"{each.card.name}: {its.requests:,} requests about {asked}; "
+            f"protocol {each.questions[0].protocol}, engine {each.card.engine}",
+            highlight=False,
+        )
+
+
+def _answer(
+    run: _Run, work: Work, leg: Leg, open_requests: Plan, watch: Any, follower: Follower
+) -> None:
+    """One leg; two models are never loaded at the same time."""
+    known = set[str]()
+    expected = _answered_by(manifest.read(run.folder), leg)
+    with closing(
+        pipeline.answer(work, leg, open_requests, expected, run.config.object_store_bytes, watch)
+    ) as reports:
+        for report in reports:
+            follower.check()
+            if report.worker not in known:
+                known.add(report.worker)
+                _record_worker(run.folder, leg, report)
 
 
 def _generated(
     config: RunConfig, folder: RunFolder, known: Manifest | None, console: Console
 ) -> Shards:
     """The sample dataset, drawn into the run folder; more of it where more is asked for."""
+    if not isinstance(folder.root, LocalStorage):
+        raise UsageError(
+            f"--dataset {_SAMPLE} draws its faces into the run folder, which {config.output_dir} "
+            f"cannot take; draw them elsewhere with `facescan ingest {_SAMPLE}` and give the path"
+        )
     size = max(config.limit or 0, (known and known.dataset.limit) or 0)
-    place = folder.shards / f"{_SAMPLE}-{config.seed}-{size}"
+    place = Path(folder.root.location, "shards", f"{_SAMPLE}-{config.seed}-{size}")
     if not (place / shards.MANIFEST).is_file():
         ingest(_SAMPLE, place, console, size=size, seed=config.seed)
     data = shards.open(str(place), config.split)
@@ -96,53 +233,17 @@ def _generated(
     return replace(data, digest=f"{_SAMPLE}:{__version__}:{config.seed}")
 
 
-def _legs(
-    config: RunConfig, work: Work, planned: list[Pass], on_disk: set[bytes], console: Console
-) -> list[tuple[Leg, int]]:
-    """The passes that have something to ask, each with how much and what it runs on.
-
-    Joins or starts Ray where there is anything to ask.
-    """
-    still_open = [(each, _open_requests(work, each, on_disk)) for each in planned]
-    still_open = [(each, requests) for each, requests in still_open if requests]
-    if not still_open:
-        console.print("every request has its reply; nothing is asked", highlight=False)
-        return []
-    for each, requests in still_open:
-        asked = ", ".join(name for question in each.questions for name in question.attributes)
-        console.print(
-            f"{each.card.name}: {requests:,} requests about {asked}; "
-            f"protocol {each.questions[0].protocol}, engine {each.card.engine}",
-            highlight=False,
-        )
-        lacking = engines.module(each.card.engine).missing()
-        if lacking is not None and cluster.is_own(config.ray_address):
-            raise EngineUnavailable(
-                f"model {each.card.name}: engine {each.card.engine} cannot run here: {lacking}"
-            )
-    cluster.connect(config.ray_address, config.object_store_bytes, config.replicas)
-    return [
-        (
-            Leg(
-                each.card,
-                each.checkpoint,
-                each.questions,
-                cluster.share(each.card, config.replicas),
-            ),
-            requests,
-        )
-        for each, requests in still_open
-    ]
-
-
 def _image_ids(data: Shards) -> Iterator[str]:
     for batch in data.labels():
         yield from map(str, batch.column("image_id").to_pylist())
 
 
-def _record(config: RunConfig, data: Shards, planned: list[Pass]) -> Manifest:
+def _record(
+    config: RunConfig, folder: RunFolder, data: Shards, planned: Sequence[Pass]
+) -> Manifest:
+    """The manifest of the run as it will be: what is there, and what this command adds."""
     limits = config.limits()
-    return Manifest(
+    record = Manifest(
         facescan=__version__,
         created_at=datetime.now(UTC),
         dataset=DatasetRecord(
@@ -171,9 +272,10 @@ def _record(config: RunConfig, data: Shards, planned: list[Pass]) -> Manifest:
                 temperature=question.decoding.temperature,
                 offered=dict(offered),
                 question=question.identity,
+                checkpoint=None if each.checkpoint is None else models.identity(each.checkpoint),
+                preprocessing=each.preprocessing,
                 engine=each.card.engine,
-                dtype=each.card.dtype,
-                engine_options=each.card.engine_options,
+                numerics=dict(each.numerics),
             )
             for each in planned
             for question in each.questions
@@ -188,33 +290,12 @@ def _record(config: RunConfig, data: Shards, planned: list[Pass]) -> Manifest:
             "cores": str(os.cpu_count()),
         },
     )
+    return manifest.grown(manifest.read(folder), record) if folder.is_run else record
 
 
 def _versions() -> dict[str, str]:
     installed = {each.metadata["Name"].lower(): each.version for each in metadata.distributions()}
     return {name: installed[name] for name in _PACKAGES if name in installed}
-
-
-def _answer(
-    config: RunConfig,
-    work: Work,
-    legs: list[tuple[Leg, int]],
-    folder: RunFolder,
-    console: Console,
-) -> None:
-    """One leg after the other: two models are never loaded at the same time."""
-    with (
-        cluster.native_messages_to(folder.logs / "driver.log"),
-        Progress(folder.status, sum(requests for _, requests in legs), console) as progress,
-    ):
-        for leg, _ in legs:
-            known = set[str]()
-            expected = _answered_by(manifest.read(folder.manifest), leg)
-            for answered in pipeline.answer(work, leg, expected, config.object_store_bytes):
-                progress.add(leg.card.name, answered.replies)
-                if answered.worker not in known:
-                    known.add(answered.worker)
-                    _record_worker(folder, leg, answered)
 
 
 def _answered_by(record: Manifest, leg: Leg) -> AnsweredBy | None:
@@ -230,39 +311,22 @@ def _answered_by(record: Manifest, leg: Leg) -> AnsweredBy | None:
     )
 
 
-def _record_worker(folder: RunFolder, leg: Leg, answered: Answered) -> None:
+def _record_worker(folder: RunFolder, leg: Leg, report: Report) -> None:
     """Add to the manifest what only the engine could tell.
 
     Raises:
         MixingError: another engine of this leg runs other weights or with other numerics.
     """
-    written = manifest.read(folder.manifest)
+    written = manifest.read(folder)
     before = _answered_by(written, leg)
     if before is not None:
-        manifest.check_same(leg.card.name, before, answered.answered_by)
+        manifest.check_same(leg.card.name, before, report.answered_by)
     identities = {question.identity for question in leg.questions}
     combinations = [
-        each.model_copy(update={"answered_by": answered.answered_by})
+        each.model_copy(update={"answered_by": report.answered_by})
         if each.question in identities
         else each
         for each in written.combinations
     ]
-    workers = written.workers | {answered.worker: answered.place}
-    written.model_copy(update={"combinations": combinations, "workers": workers}).write(
-        folder.manifest
-    )
-
-
-def _open_requests(work: Work, each: Pass, on_disk: set[bytes]) -> int:
-    """How many requests of a pass have no reply yet; no image is read to find out."""
-    open_requests = 0
-    for batch in work.shards.labels():
-        taken = work.selection.taken(cast("list[str]", batch.column("image_id").to_pylist()))
-        digests = cast("list[str]", batch.column("image_sha256").to_pylist())
-        open_requests += sum(
-            bytes.fromhex(request_id(question.identity, digest)) not in on_disk
-            for digest, selected in zip(digests, taken, strict=True)
-            if selected
-            for question in each.questions
-        )
-    return open_requests
+    workers = written.workers | {report.worker: report.place}
+    written.model_copy(update={"combinations": combinations, "workers": workers}).write(folder)

@@ -3,85 +3,94 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from facescan import storage
 from facescan.errors import UsageError
+from facescan.storage import LocalStorage, Storage
+
+MANIFEST = "manifest.json"
+"""What was asked of whom, on what data; its presence makes the folder a run."""
+
+CONFIG = "config.resolved.yaml"
+"""The resolved configuration, without secrets."""
+
+STATUS = "status.json"
+"""How far the run is."""
+
+LEASE = "lease.json"
+"""Who drives the run at the moment; see `facescan.run.lease`."""
+
+_BEFORE_MANIFEST = {"shards", "logs", LEASE}
+"""What a run that was stopped before its manifest was written may have left."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """A run folder; the layout is part of what users and other tools rely on."""
+    """A run folder; the layout is part of what users and other tools rely on.
 
-    root: Path
+    Attributes:
+        root: on a local disk or an object store.
+    """
 
-    @property
-    def config(self) -> Path:
-        """The resolved configuration, without secrets."""
-        return self.root / "config.resolved.yaml"
-
-    @property
-    def manifest(self) -> Path:
-        """What was asked of whom, on what data; its presence makes the folder a run."""
-        return self.root / "manifest.json"
+    root: Storage
 
     @property
-    def status(self) -> Path:
-        """How far the run is."""
-        return self.root / "status.json"
+    def replies(self) -> Storage:
+        """`*.parquet`: what models answered, never altered."""
+        return self.root.below("replies")
 
     @property
-    def replies(self) -> Path:
-        """Folder of `*.parquet`: what models answered, never altered."""
-        return self.root / "replies"
+    def predictions(self) -> Storage:
+        """`*.parquet`: what the replies say; can be rebuilt at any time."""
+        return self.root.below("predictions")
 
     @property
-    def predictions(self) -> Path:
-        """Folder of `*.parquet`: what the replies say; can be rebuilt at any time."""
-        return self.root / "predictions"
-
-    @property
-    def shards(self) -> Path:
-        """Shards of a generated dataset (`--dataset sample`); absent for other datasets."""
-        return self.root / "shards"
-
-    @property
-    def logs(self) -> Path:
-        """Folder of what the processes of a run had to say."""
-        return self.root / "logs"
+    def scores(self) -> Storage:
+        """What the predictions are worth."""
+        return self.root.below("scores")
 
     @property
     def is_run(self) -> bool:
         """Whether a run was begun here."""
-        return self.manifest.is_file()
+        return self.root.exists(MANIFEST)
 
 
-def existing(root: Path) -> RunFolder:
-    """The run in `root`.
+def existing(location: str) -> RunFolder:
+    """The run at that path or URI.
 
     Raises:
         UsageError: there is none.
     """
-    folder = RunFolder(root)
+    folder = RunFolder(storage.at(location))
     if not folder.is_run:
         raise UsageError(
-            f"{root}: not a run folder: it has no manifest.json. "
+            f"{location}: not a run folder: it has no {MANIFEST}. "
             "Start one with `facescan run ... --output-dir`."
         )
     return folder
 
 
-def startable(root: Path) -> RunFolder:
+def startable(location: str) -> RunFolder:
     """A place where a run can begin or go on: a run, an empty folder, or nothing yet.
 
     Raises:
         UsageError: something else is there.
     """
-    folder = RunFolder(root)
-    if root.exists() and not root.is_dir():
-        raise UsageError(f"--output-dir {root}: a file is there; give a folder")
-    # A run that was stopped while its sample was drawn has nothing but shards.
-    others = root.is_dir() and {path.name for path in root.iterdir()} - {folder.shards.name}
-    if others and not folder.is_run:
+    folder = RunFolder(storage.at(location))
+    if not folder.is_run and _others(folder.root):
         raise UsageError(
-            f"--output-dir {root}: the folder is neither empty nor a run (no manifest.json); "
-            "give another, or empty it"
+            f"--output-dir {location}: there is something, and it is no run (no {MANIFEST}); "
+            "give another folder, or empty it"
         )
     return folder
+
+
+def _others(root: Storage) -> set[str]:
+    """What stands where a run is to begin, and no run has left there."""
+    if isinstance(root, LocalStorage):
+        path = Path(root.location)
+        if path.exists() and not path.is_dir():
+            return {path.name}
+        found = [each.name for each in path.iterdir()] if path.is_dir() else []
+    else:
+        found = root.names()
+    return {name for name in found if not name.startswith(".")} - _BEFORE_MANIFEST

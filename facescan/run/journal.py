@@ -1,42 +1,63 @@
 """Durable replies: small part files while a run goes on, sorted files at its end.
 
-A part holds whole replies and is complete under its final name. Which replies count is decided
-when they are read, not when they are written: of two with one key a model's answer beats an error,
-then the earlier one wins. So a reply written twice does no harm, and nothing is ever rewritten in
-place.
+    part-<session>-<writer>-<number>-<digest>.parquet     written by engine actors
+    replies-<number>-<digest>.parquet                     merged, sorted by key, no key twice
+    merged.json                                           which merged files count
+
+A file's name ends in a digest of its bytes, so a part that was cut or altered is found out, and it
+is on disk (or stored by one PUT) before anybody relies on it. Which replies count is decided when
+they are read, not when they are written: of two with one key a model's answer beats an error, then
+the earlier one wins. So a reply written twice does no harm, and nothing is rewritten in place.
+
+Merging writes the merged files, then `merged.json`, then deletes what was merged; whoever reads in
+between finds every reply, and none that counts twice.
 """
 
-import glob
-import shutil
+import asyncio
+import hashlib
+import re
 import time
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from facescan import durable
+from facescan.errors import DataError
+from facescan.storage import Storage
 from facescan.types import REPLY_SCHEMA, Reply
 
 FLUSH_REPLIES = 2_000
 FLUSH_SECONDS = 30.0
-"""At most this many replies, and none older than this, are lost with a killed process."""
+"""At most this many replies of a local engine, and none older than this, are lost with a killed
+process."""
 
-MEMORY_LIMIT = "1GB"
+MEMORY_LIMIT = "512MB"
 """Of DuckDB, while replies are merged or joined; larger work spills to disk."""
+
+MERGED = "merged.json"
+"""Names the merged files that count, and the parts that are in them."""
+
+DAMAGED = "damaged"
+"""Folder beside the parts that damaged ones are moved to."""
+
+_SMALL_PARTS = 256
+"""Parts of one writer that are joined into one, as long as they hold fewer than `FLUSH_REPLIES`."""
 
 _ROWS_PER_FILE = 1_000_000
 _ROWS_PER_GROUP = 100_000
+_NAME = re.compile(r"(?:part|replies)-[0-9a-z-]+-([0-9a-f]{32})\.parquet")
 
 COUNTING_REPLIES = """
     SELECT * EXCLUDE (_rank) FROM (
         SELECT *, row_number() OVER (
             PARTITION BY request_id ORDER BY (error_kind IS NOT NULL), created_at, attempts
         ) AS _rank
-        FROM read_parquet($parts, hive_partitioning = false)
+        FROM replies
     ) WHERE _rank = 1
 """
 """Of two replies with one key a model's answer beats an error, then the earlier one wins."""
@@ -53,90 +74,262 @@ class Journal:
     """Writes the replies of one writer (an engine actor) to parts.
 
     Args:
-        folder: the run's `replies/`.
-        name: starts the part names; several writers may share it.
+        storage: the run's `replies/`.
+        session: of the command that is running; the parts of one command can be told by it.
+        writer: letters and digits, unique within the session.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder = folder
-        self._prefix = f"part-{name}-{uuid.uuid4().hex[:8]}"
+    def __init__(self, storage: Storage, session: str, writer: str) -> None:
+        self._storage = storage
+        self._prefix = f"part-{session}-{writer}"
         self._parts = 0
         self._waiting: list[Reply] = []
         self._oldest = 0.0
+        self._taken = self._written = 0
+        self._small: list[str] = []
+        self._in_small: list[Reply] = []
+        self._writing = asyncio.Lock()
 
-    def append(self, reply: Reply) -> None:
-        """Take a reply; when enough or old enough ones are waiting, all are written.
-
-        Raises:
-            OSError: they could not be written.
-        """
+    def append(self, reply: Reply) -> bool:
+        """Take a reply; whether it is time for `durable`."""
         if not self._waiting:
             self._oldest = time.monotonic()
         self._waiting.append(reply)
-        if len(self._waiting) >= FLUSH_REPLIES or time.monotonic() - self._oldest > FLUSH_SECONDS:
-            self.flush()
+        self._taken += 1
+        waited = time.monotonic() - self._oldest
+        return len(self._waiting) >= FLUSH_REPLIES or waited > FLUSH_SECONDS
 
-    def flush(self) -> None:
-        """Write what is waiting; on disk when this returns.
+    async def durable(self) -> None:
+        """Return when everything taken so far is durable; who calls meanwhile shares the next part.
 
         Raises:
             OSError: it could not be written; it stays waiting.
         """
-        if not self._waiting:
-            return
-        part = self._folder / f"{self._prefix}-{self._parts:06d}.parquet"
-        with durable.replacing(part) as temporary:
-            pq.write_table(table(self._waiting), temporary, compression="zstd")
+        taken = self._taken
+        async with self._writing:
+            if self._written < taken:
+                await asyncio.to_thread(self._write)
+
+    async def keep_durable(self) -> None:
+        """Write what has waited for `FLUSH_SECONDS`, until cancelled.
+
+        Raises:
+            OSError: as `durable`.
+        """
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            await self.durable()
+
+    def _write(self) -> None:
+        replies = self._waiting[:]
+        name = self._put(replies)
+        del self._waiting[: len(replies)]
+        self._oldest = time.monotonic()
+        self._written += len(replies)
+        if len(replies) < FLUSH_REPLIES:
+            self._small.append(name)
+            self._in_small += replies
+        if len(self._small) >= _SMALL_PARTS or len(self._in_small) >= FLUSH_REPLIES:
+            if len(self._small) > 1:
+                self._put(self._in_small)
+                for small in self._small:
+                    self._storage.delete(small)
+            self._small, self._in_small = [], []
+
+    def _put(self, replies: Sequence[Reply]) -> str:
+        sink = pa.BufferOutputStream()
+        pq.write_table(table(replies), sink, compression="zstd")
+        data = sink.getvalue().to_pybytes()
+        name = f"{self._prefix}-{self._parts:06d}-{_digest([data])}.parquet"
+        self._storage.write(name, data)
         self._parts += 1
-        self._waiting = []
+        return name
 
 
-def parts(folder: Path) -> list[str]:
-    """All files of replies, sorted by name; unfinished temporary files are not among them."""
-    return sorted(str(path) for path in folder.glob("*.parquet") if path.name[0] != ".")
+class _Merged(BaseModel):
+    """`merged.json`; without it every file counts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = 1
+    files: list[str]
+    parts: list[str]
+    """That were merged, and may be deleted."""
 
 
-def literal(paths: Iterable[str]) -> list[str]:
-    """Paths as DuckDB is to take them: it reads `runs/try[2]` as a pattern otherwise."""
-    return [glob.escape(path) for path in paths]
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files of replies that count, as they stood when they were listed.
+
+    Attributes:
+        names: merged files and parts, sorted.
+        missing: merged files that `merged.json` names and that are not there.
+        left: files that count no more, which an interruption has left.
+        unmerged: whether anything is not merged yet.
+    """
+
+    names: tuple[str, ...]
+    missing: tuple[str, ...]
+    left: tuple[str, ...]
+    unmerged: bool
 
 
-def answered(folder: Path) -> set[bytes]:
-    """The 16-byte keys of all requests that need not be asked again, failed ones included."""
+def files(storage: Storage) -> Files:
+    """What is in a folder of replies, without reading it.
+
+    Raises:
+        DataError: `merged.json` is not what it should be.
+    """
+    merged = _merged(storage)
+    present = [name for name in storage.names() if name.endswith(".parquet")]
+    if merged is None:
+        return Files(tuple(present), (), (), unmerged=bool(present))
+    parts = [name for name in present if name.startswith("part-") and name not in merged.parts]
+    counting = {*parts, *merged.files}
+    return Files(
+        names=tuple(name for name in present if name in counting),
+        missing=tuple(sorted(set(merged.files) - set(present))),
+        left=tuple(name for name in present if name not in counting),
+        unmerged=bool(parts),
+    )
+
+
+def _merged(storage: Storage) -> _Merged | None:
+    try:
+        return _Merged.model_validate_json(storage.read(MERGED))
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise DataError(
+            f"{storage.location}/{MERGED}: damaged: {error.errors()[0]['msg']}. Delete it: the "
+            "replies beside it are then merged again"
+        ) from error
+
+
+def _text(merged: _Merged) -> bytes:
+    return merged.model_dump_json(indent=2).encode() + b"\n"
+
+
+def damage(storage: Storage, name: str) -> str | None:
+    """What is wrong with a file of replies; None for a good one.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    said = _NAME.fullmatch(name)
+    if said is None:
+        return "the name has no checksum; facescan has not written this file"
+    with storage.open(name) as file:
+        found = _digest(iter(lambda: file.read(1 << 20), b""))
+        if found != said[1]:
+            return f"checksum {found}, expected {said[1]}: it was cut or altered"
+        file.seek(0)
+        try:
+            schema = pq.read_schema(file)
+        except pa.ArrowException as error:
+            return str(error)
+    if not schema.equals(REPLY_SCHEMA):
+        return f"other columns than a reply has: {', '.join(schema.names)}"
+    return None
+
+
+def set_damaged_aside(storage: Storage) -> dict[str, str]:
+    """Move damaged files to `damaged/`, so that what they held is asked again; name -> damage.
+
+    For the holder of the run's lease.
+
+    Raises:
+        DataError: see `files`.
+        OSError: a file cannot be read or moved.
+    """
+    found = files(storage)
+    wrong = {name: "it is gone" for name in found.missing}
+    for name in found.names:
+        reason = damage(storage, name)
+        if reason is not None:
+            wrong[name] = reason
+            storage.below(DAMAGED).write(name, storage.read(name))
+    merged = _merged(storage)
+    if merged is not None and not wrong.keys().isdisjoint(merged.files):
+        merged.files = [name for name in merged.files if name not in wrong]
+        storage.write(MERGED, _text(merged))
+    for name in wrong:
+        storage.delete(name)
+    return wrong
+
+
+def reader(
+    storage: Storage, names: Sequence[str], columns: Sequence[str] = REPLY_SCHEMA.names
+) -> pa.RecordBatchReader:
+    """Rows of these files, as a stream."""
+    schema = pa.schema([REPLY_SCHEMA.field(name) for name in columns])
+    return pa.RecordBatchReader.from_batches(schema, _batches(storage, names, schema))
+
+
+def _batches(storage: Storage, names: Sequence[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for name in names:
+        with storage.open(name) as file, pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(columns=schema.names):
+                yield batch.select(schema.names).cast(schema)
+
+
+def answered_in(storage: Storage, session: str) -> set[bytes]:
+    """The 16-byte keys of all requests that a running command has replies to."""
+    names = [name for name in storage.names() if name.startswith(f"part-{session}-")]
     keys: set[bytes] = set()
-    for part in parts(folder):
-        column = pq.read_table(part, columns=["request_id"]).column("request_id")
-        keys.update(bytes.fromhex(str(key)) for key in column.to_pylist())
+    for batch in reader(storage, names, ["request_id"]):
+        keys.update(bytes.fromhex(str(key)) for key in batch.column(0).to_pylist())
     return keys
 
 
-def compact(folder: Path, temporary: Path) -> None:
-    """Merge all parts into `replies-00000.parquet` and so on: sorted by key, one row per request.
+def compact(storage: Storage) -> None:
+    """Merge all parts into `replies-00000-....parquet` and so on: sorted, one row per request.
 
-    The merged files are on disk before the parts go, and a row that stands in both is the same
-    row, so an interruption at any moment loses nothing. Memory is bounded: a larger sort spills
-    to `temporary`. Does nothing where all is merged already.
+    An interruption at any moment loses nothing. Memory is bounded: a larger sort spills to disk.
+    For the holder of the run's lease; where the record was written by somebody else meanwhile,
+    nothing is merged and nothing deleted.
+
+    Raises:
+        OSError: it cannot be written; everything is as it was.
     """
-    old = parts(folder)
-    if all(Path(part).name.startswith("replies-") for part in old):
+    found = files(storage)
+    for name in found.left:
+        storage.delete(name)
+    if not found.unmerged:
         return
-    run = uuid.uuid4().hex[:8]
-    merged: list[Path] = []
-    with database(temporary) as connection:
+    before = storage.version(MERGED)
+    with storage.scratch() as scratch:
+        merged = [
+            _adopted(storage, path, number)
+            for number, path in enumerate(_merge(storage, found.names, scratch))
+        ]
+    record = _Merged(files=merged, parts=[name for name in found.names if name not in merged])
+    if storage.swap(MERGED, _text(record), before) is None:
+        return
+    for name in record.parts:
+        storage.delete(name)
+
+
+def _merge(storage: Storage, names: Sequence[str], scratch: Path) -> Iterator[Path]:
+    with database(scratch / "spill") as connection:
+        connection.register("replies", reader(storage, names))
         query = f"{COUNTING_REPLIES} ORDER BY request_id"
-        batches = iter(
-            connection.sql(query, params={"parts": old}).to_arrow_reader(_ROWS_PER_GROUP)
-        )
+        batches = iter(connection.sql(query).to_arrow_reader(_ROWS_PER_GROUP))
         batch = next(batches, None)
+        number = 0
         while batch is not None:
-            final = folder / f"merged-{run}-{len(merged):05d}.parquet"
-            with durable.replacing(final) as target:
-                batch = _write_file(target, batch, batches)
-            merged.append(final)
-    for part in old:
-        Path(part).unlink()
-    for number, path in enumerate(merged):
-        path.rename(folder / f"replies-{number:05d}.parquet")
+            target = scratch / f"{number}.parquet"
+            batch = _write_file(target, batch, batches)
+            yield target
+            number += 1
+
+
+def _adopted(storage: Storage, path: Path, number: int) -> str:
+    with path.open("rb") as file:
+        digest = _digest(iter(lambda: file.read(1 << 20), b""))
+    name = f"replies-{number:05d}-{digest}.parquet"
+    storage.adopt(path, name)
+    return name
 
 
 def _write_file(
@@ -152,14 +345,18 @@ def _write_file(
     return batch
 
 
+def _digest(chunks: Iterable[bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
 @contextmanager
-def database(temporary: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """DuckDB within `MEMORY_LIMIT`; what does not fit goes to the folder `temporary`."""
-    temporary.mkdir(parents=True, exist_ok=True)
-    settings = {"memory_limit": MEMORY_LIMIT, "temp_directory": str(temporary)}
-    try:
-        with duckdb.connect(config=settings) as connection:
-            connection.execute("SET TimeZone = 'UTC'")
-            yield connection
-    finally:
-        shutil.rmtree(temporary)
+def database(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """DuckDB within `MEMORY_LIMIT`; what does not fit goes to the folder `spill`."""
+    spill.mkdir()
+    settings = {"memory_limit": MEMORY_LIMIT, "temp_directory": str(spill)}
+    with duckdb.connect(config=settings) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        yield connection

@@ -4,16 +4,16 @@ The manifest is the run's fingerprint. A combination of model, protocol and attr
 in it can be continued but not changed; one that does not is growth.
 """
 
+import json
 from datetime import datetime
-from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from facescan import durable
-from facescan.errors import MixingError
+from facescan.errors import DataError, MixingError
+from facescan.run.folder import MANIFEST, RunFolder
 from facescan.types import AnswerMode, Decoding, Question
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class DatasetRecord(BaseModel):
@@ -66,10 +66,13 @@ class Combination(BaseModel):
     offered: dict[str, str]
     """Offered text -> label, in the order offered."""
     question: str
-    """The question's identity: a digest over all that can change an answer but the image."""
+    """The question's identity: a digest over what is asked of which weights, but the image."""
+    checkpoint: dict[str, str | None] | None
+    """Identity of the weights: repository and revision, or a digest of a folder."""
+    preprocessing: str
     engine: str
-    dtype: str
-    engine_options: dict[str, str | int | float | bool]
+    numerics: dict[str, str]
+    """Settings of the engine that can change an answer."""
     answered_by: AnsweredBy | None = None
     """None before anything was answered."""
 
@@ -94,14 +97,35 @@ class Manifest(BaseModel):
     workers: dict[str, dict[str, str]] = Field(default_factory=dict)
     """Engine actors that took part: id -> host, process and GPUs."""
 
-    def write(self, path: Path) -> None:
-        """Replace the file durably."""
-        durable.write_text(path, self.model_dump_json(indent=2) + "\n")
+    def write(self, folder: RunFolder) -> None:
+        """Replace the manifest of that run."""
+        folder.root.write(MANIFEST, self.model_dump_json(indent=2).encode() + b"\n")
 
 
-def read(path: Path) -> Manifest:
-    """The manifest in that file."""
-    return Manifest.model_validate_json(path.read_text())
+def read(folder: RunFolder) -> Manifest:
+    """The manifest of that run.
+
+    Raises:
+        DataError: it is damaged, or of another version of facescan.
+    """
+    where = f"{folder.root.location}/{MANIFEST}"
+    try:
+        content = json.loads(folder.root.read(MANIFEST))
+        found = content.get("schema_version")
+        if found != SCHEMA_VERSION:
+            raise DataError(
+                f"{where}: schema version {found}, expected {SCHEMA_VERSION}: the run was made by "
+                f"facescan {content.get('facescan')}; use that version, or another --output-dir"
+            )
+        return Manifest.model_validate(content)
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+        raise DataError(f"{where}: damaged: {error}. Give another --output-dir") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(
+            f"{where}: damaged: {place}: {first['msg']}. Give another --output-dir"
+        ) from error
 
 
 def grown(old: Manifest, new: Manifest) -> Manifest:
@@ -143,9 +167,12 @@ def _refuse_change(known: Combination, now: Combination) -> None:
         "answer_mode",
         "prompt",
         "offered",
+        "max_tokens",
+        "temperature",
+        "checkpoint",
+        "preprocessing",
         "engine",
-        "dtype",
-        "engine_options",
+        "numerics",
     ):
         before, after = getattr(known, field), getattr(now, field)
         if before != after:
@@ -154,7 +181,7 @@ def _refuse_change(known: Combination, now: Combination) -> None:
             )
     if known.question != now.question:
         raise MixingError(
-            f"{where}: checkpoint, decoding or preprocessing is not what it was; "
+            f"{where}: what is asked beside this attribute is not what it was; "
             "give another --output-dir"
         )
 

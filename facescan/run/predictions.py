@@ -6,16 +6,18 @@ a request that was never answered is `pending`, a failed one carries its run out
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from facescan import durable, parse
+from facescan import parse
 from facescan.run import journal
 from facescan.run.folder import RunFolder
 from facescan.run.selection import Selection
 from facescan.shards import Shards
+from facescan.storage import Storage
 from facescan.types import (
     LABEL_SET_KEY,
     PREDICTION_SCHEMA,
@@ -26,14 +28,16 @@ from facescan.types import (
 _PASSED_ON = ("label_", "value_", "group_")
 """Prefixes of the shard columns that go into the predictions under their own names."""
 
-_FOUND = """
+_FOUND = f"""
     SELECT asked.*, reply.raw_response, reply.finish_reason, reply.error_kind
-    FROM asked LEFT JOIN ({replies}) AS reply USING (request_id)
+    FROM asked LEFT JOIN ({journal.COUNTING_REPLIES}) AS reply USING (request_id)
     ORDER BY dataset, split, image_id
 """
 
 _ANSWER = ("raw_response", "finish_reason", "error_kind")
 """What a parser reads; all null where there is no reply."""
+
+_OF_REPLY = ("request_id", "created_at", "attempts", *_ANSWER)
 
 _ROWS_PER_BATCH = 50_000
 
@@ -47,24 +51,19 @@ def build(
     """
     rows = 0
     for question in questions:
-        with journal.database(folder.root / ".joining") as connection:
+        with (
+            folder.predictions.scratch() as scratch,
+            journal.database(scratch / "spill") as connection,
+        ):
             asked = pa.RecordBatchReader.from_batches(
                 _asked_schema(shards), _asked(shards, selection, question)
             )
             connection.register("asked", asked)
-            replies = journal.parts(folder.replies)
-            query = _FOUND.format(replies=journal.COUNTING_REPLIES if replies else _NO_REPLIES)
-            found = connection.sql(
-                query, params={"parts": journal.literal(replies)} if replies else {}
-            )
-            rows += _write(folder, question, shards, found.to_arrow_reader(_ROWS_PER_BATCH))
+            names = journal.files(folder.replies).names
+            connection.register("replies", journal.reader(folder.replies, names, _OF_REPLY))
+            found = connection.sql(_FOUND).to_arrow_reader(_ROWS_PER_BATCH)
+            rows += _write(folder.predictions, scratch, question, shards, found)
     return rows
-
-
-_NO_REPLIES = """
-    SELECT NULL::VARCHAR AS request_id, NULL::VARCHAR AS raw_response,
-           NULL::VARCHAR AS finish_reason, NULL::VARCHAR AS error_kind WHERE false
-"""
 
 
 def _passed_on(shards: Shards) -> list["pa.Field[Any]"]:
@@ -96,22 +95,23 @@ def _asked(shards: Shards, selection: Selection, question: Question) -> Iterator
 
 
 def _write(
-    folder: RunFolder, question: Question, shards: Shards, found: pa.RecordBatchReader
+    predictions: Storage,
+    scratch: Path,
+    question: Question,
+    shards: Shards,
+    found: pa.RecordBatchReader,
 ) -> int:
     """Read each answer, and write the attributes of the question side by side to their files."""
     schema = pa.schema([*PREDICTION_SCHEMA, *_passed_on(shards)]).with_metadata(
         shards.schema.metadata or {}
     )
-    name = f"{question.model}.{question.protocol}"
+    names = [f"{question.model}.{question.protocol}.{name}.parquet" for name in question.attributes]
     rows = 0
     with ExitStack() as files:
-        writers = []
-        for attribute in question.attributes:
-            final = folder.predictions / f"{name}.{attribute}.parquet"
-            temporary = files.enter_context(durable.replacing(final))
-            writers.append(
-                files.enter_context(pq.ParquetWriter(temporary, schema, compression="zstd"))
-            )
+        writers = [
+            files.enter_context(pq.ParquetWriter(scratch / name, schema, compression="zstd"))
+            for name in names
+        ]
         parser = parse.Parser(question)
         for batch in found:
             answers = (batch.column(name).to_pylist() for name in _ANSWER)
@@ -120,6 +120,8 @@ def _write(
                 here = [reading[position] for reading in readings]
                 writer.write_table(_table(question, position, batch, here, schema))
                 rows += batch.num_rows
+    for name in names:
+        predictions.adopt(scratch / name, name)
     return rows
 
 

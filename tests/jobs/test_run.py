@@ -11,9 +11,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from facescan import registry
+from facescan import registry, storage
 from facescan.errors import EngineError, MixingError, UnknownNameError, UsageError
 from facescan.run import journal, manifest
+from facescan.run.folder import existing
 from jobs.config import resolve
 from jobs.run import run
 from tests.conftest import MakeShards, jpeg
@@ -25,7 +26,7 @@ QUIET = Console(file=io.StringIO())
 
 def answered(output_dir: Path, **flags: Any) -> Path:
     settings = {"model": ["fake"], "attributes": ["race"], "output_dir": output_dir} | flags
-    return run(resolve(settings, None), QUIET).root
+    return Path(run(resolve(settings, None), QUIET).root.location)
 
 
 def predictions(folder: Path) -> list[dict[str, Any]]:
@@ -34,9 +35,8 @@ def predictions(folder: Path) -> list[dict[str, Any]]:
 
 
 def replies(folder: Path) -> dict[str, dict[str, Any]]:
-    found = [
-        row for part in journal.parts(folder / "replies") for row in pq.read_table(part).to_pylist()
-    ]
+    place = storage.at(folder / "replies")
+    found = journal.reader(place, journal.files(place).names).read_all().to_pylist()
     assert len({row["request_id"] for row in found}) == len(found)
     return {row["request_id"]: row for row in found}
 
@@ -78,7 +78,7 @@ def test_a_run_grows_by_images_attributes_and_models(
     grown = replies(folder)
     assert len(grown) == 24
     assert {key: grown[key] for key in first} == first
-    combinations = manifest.read(folder / "manifest.json").combinations
+    combinations = manifest.read(existing(str(folder))).combinations
     assert [each.attribute for each in combinations] == ["race", "gender"]
     assert Counter(row["attribute"] for row in predictions(folder)) == {"race": 12, "gender": 12}
 
@@ -127,12 +127,12 @@ def test_another_checkpoint_in_the_same_run_is_refused_before_it_answers(
 ) -> None:
     shards = str(make_shards(6))
     folder = answered(tmp_path / "run", dataset=shards, limit=3)
-    record = manifest.read(folder / "manifest.json")
+    record = manifest.read(existing(str(folder)))
     (combination,) = record.combinations
     assert combination.answered_by is not None
     moved = combination.answered_by.model_copy(update={"resolved_model": "fake@other"})
     combination = combination.model_copy(update={"answered_by": moved})
-    record.model_copy(update={"combinations": [combination]}).write(folder / "manifest.json")
+    record.model_copy(update={"combinations": [combination]}).write(existing(str(folder)))
     before = replies(folder)
     with pytest.raises(MixingError, match="resolved_model was fake@other, now fake"):
         answered(tmp_path / "run", dataset=shards)
@@ -236,7 +236,7 @@ def test_more_gpus_than_there_are_is_a_usage_error(
 _BROKEN = """
 import os
 import time
-from serving.engines.fake import FakeEngine, missing, preprocessing
+from serving.engines.fake import FakeEngine, missing, numerics, preprocessing
 from facescan.errors import EngineError, MixingError
 
 def load(card, checkpoint, settings):
