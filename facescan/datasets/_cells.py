@@ -9,15 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from facescan.errors import DataError
-from facescan.shards.footers import refuse_extension_types
+from facescan.shards import footers
+from facescan.shards.pages import rows_at_a_time
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 SUFFIXES = {*_DELIMITERS, ".parquet"}
 """Of the files that can be read, in small letters."""
 
-_BATCH_BYTES = 8 * 1024 * 1024
-"""About how much of a Parquet table is in memory at a time."""
+_BUFFER_BYTES = 1024 * 1024
+"""What is read of a Parquet file at a time, for each column."""
 
 Columns = Sequence[tuple[str, str]]
 """What each column is for, and its name."""
@@ -78,20 +79,29 @@ def _parquet(path: Path, name: str, columns: Columns) -> Cells:
     wanted = list(dict.fromkeys(column for _, column in columns))
     try:
         with pa.OSFile(str(path), "rb") as file:
-            refuse_extension_types(file, name)
-        # Unbuffered, Arrow would read a whole column of a row group at once.
-        with pq.ParquetFile(path, buffer_size=1024 * 1024) as parquet:
-            _check(columns, parquet.schema_arrow.names, name)
-            number = 0
-            for batch in parquet.iter_batches(_rows_per_batch(parquet.metadata), columns=wanted):
-                for cells in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", cells
-    except (OSError, pa.ArrowException) as error:
+            groups = footers.read(file, name)
+            # Pre-buffered or unbuffered, Arrow would read a whole column of a row group at once.
+            with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False) as parquet:
+                _check(columns, parquet.schema_arrow.names, name)
+                number = 0
+                for batch in _batches(file, parquet, groups, wanted, name):
+                    for cells in batch.to_pylist():
+                        number += 1
+                        yield f"row {number}", cells
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{name}: {error}") from error
 
 
-def _rows_per_batch(metadata: pq.FileMetaData) -> int:
-    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
-    per_row = sum(group.total_byte_size for group in groups) // max(1, metadata.num_rows)
-    return max(1, min(4_096, _BATCH_BYTES // max(1, per_row)))
+def _batches(
+    file: pa.NativeFile,
+    parquet: pq.ParquetFile,
+    groups: Sequence[footers.Group],
+    columns: list[str],
+    name: str,
+) -> Iterator[pa.RecordBatch]:
+    for index, group in enumerate(groups):
+        where = f"{name}, row group {index}"
+        rows = rows_at_a_time(file, parquet.schema, group, columns, where)
+        for batch in parquet.iter_batches(rows, row_groups=[index], columns=columns):
+            batch.validate(full=True)
+            yield batch

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -12,6 +13,7 @@ from pyarrow import fs
 from pydantic import ValidationError
 
 from facescan.errors import DataError
+from facescan.shards import footers
 from facescan.shards.contents import (
     LICENCE_KEY,
     MANIFEST,
@@ -20,11 +22,11 @@ from facescan.shards.contents import (
     RowsDigest,
     dataset_digest,
 )
-from facescan.shards.footers import refuse_extension_types
+from facescan.shards.pages import rows_at_a_time
 from facescan.types import LABEL_SET_KEY, SHARD_SCHEMA
 
-_BATCH_BYTES = 8 * 1024 * 1024
-"""About how much one table of `Shards.read` holds."""
+_BUFFER_BYTES = 4 * 1024 * 1024
+"""What is asked of a file system at a time, for each column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +81,19 @@ class Shards:
             yield from table.to_batches()
 
     def read(self, row_groups: Iterable[RowGroup], columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Rows of these groups, in tables of about 8 MB.
+        """Rows of these groups, in tables of about 8 MB; never a whole column of a row group.
 
         Raises:
-            DataError: a file is gone or damaged.
+            DataError: a file is gone or damaged, is not what its footer says, or has a page too
+                large to be read (`facescan.shards.pages`).
         """
         for path, groups in groupby(row_groups, key=lambda group: group.path):
             try:
-                with self.filesystem.open_input_file(path) as file, pq.ParquetFile(file) as parquet:
+                with _opened(self.filesystem, path) as opened:
                     for group in groups:
-                        rows = max(1, group.rows * _BATCH_BYTES // max(group.bytes, _BATCH_BYTES))
-                        for batch in parquet.iter_batches(
-                            rows, row_groups=[group.index], columns=list(columns)
-                        ):
+                        for batch in _batches(opened, group, columns):
                             yield pa.Table.from_batches([batch])
-            except (OSError, pa.ArrowException) as error:
+            except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
                 raise DataError(f"{path}: {error}") from error
 
 
@@ -115,9 +115,9 @@ def open(location: str, split: str | None = None) -> Shards:
         manifest = _manifest(filesystem, path) if is_folder else None
         paths = [path] if manifest is None else [f"{path}/{e.name}" for e in manifest.shards]
         files = [_read_footer(filesystem, each) for each in paths]
-    except (OSError, pa.ArrowException) as error:
+        shards = _assembled(location if "://" in location else path, filesystem, files)
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{location}: {error}") from error
-    shards = _assembled(location if "://" in location else path, filesystem, files)
     if manifest is None:
         shards = replace(shards, digest=_digest(shards))
     elif manifest.rows == shards.rows:
@@ -171,31 +171,60 @@ class _File:
 def _read_footer(filesystem: fs.FileSystem, path: str) -> _File:
     if filesystem.get_file_info(path).type != fs.FileType.File:
         raise DataError(f"{path}: no such file")
-    with filesystem.open_input_file(path) as file:
-        refuse_extension_types(file, path)
-        file.seek(0)
-        with pq.ParquetFile(file) as parquet:
-            schema, metadata = parquet.schema_arrow, parquet.metadata
+    with _opened(filesystem, path) as opened:
+        schema, columns = opened.parquet.schema_arrow, opened.parquet.schema
     _check_columns(schema, path)
+    positions = {columns.column(n).path: n for n in range(len(columns))}
     groups = []
     datasets = set()
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        if not group.num_rows:
+    for index, group in enumerate(opened.groups):
+        if not group.rows:
             continue
-        split = _only_value(group, "split", path)
-        datasets.add(_only_value(group, "dataset", path))
-        groups.append(RowGroup(path, index, group.num_rows, group.total_byte_size, split))
+        split = _only_value(group, "split", positions, path)
+        datasets.add(_only_value(group, "dataset", positions, path))
+        groups.append(RowGroup(path, index, group.rows, group.bytes, split))
     return _File(path, schema, tuple(groups), frozenset(datasets))
 
 
-def _only_value(group: pq.RowGroupMetaData, column: str, path: str) -> str:
-    for position in range(group.num_columns):
-        chunk = group.column(position)
-        if chunk.path_in_schema == column:
-            statistics = chunk.statistics
-            if statistics and statistics.has_min_max and statistics.min == statistics.max:
-                return str(statistics.min)
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    file: pa.NativeFile
+    groups: tuple[footers.Group, ...]
+    parquet: pq.ParquetFile
+
+
+@contextmanager
+def _opened(filesystem: fs.FileSystem, path: str) -> Iterator[_Opened]:
+    """A file that names no extension types."""
+    with filesystem.open_input_file(path) as file:
+        groups = footers.read(file, path)
+        # Pre-buffered or unbuffered, Arrow would read a whole column of a row group at once.
+        with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False) as parquet:
+            yield _Opened(file, groups, parquet)
+
+
+def _batches(opened: _Opened, group: RowGroup, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    where = f"{group.path}, row group {group.index}"
+    if group.index >= len(opened.groups):
+        raise DataError(f"{where}: the file was changed and has only {len(opened.groups)}")
+    parquet = opened.parquet
+    footer = opened.groups[group.index]
+    size = rows_at_a_time(opened.file, parquet.schema, footer, columns, where)
+    rows = 0
+    for batch in parquet.iter_batches(size, row_groups=[group.index], columns=list(columns)):
+        batch.validate(full=True)
+        rows += batch.num_rows
+        if "split" in columns and batch.column("split").unique().to_pylist() != [group.split]:
+            raise DataError(f"{where}: rows of other splits than '{group.split}', its statistics'")
+        yield batch
+    if rows != group.rows:
+        raise DataError(f"{where}: {rows} rows, but the footer says {group.rows}")
+
+
+def _only_value(group: footers.Group, column: str, positions: Mapping[str, int], path: str) -> str:
+    position = positions[column]
+    if position < len(group.chunks) and (value := group.chunks[position].only_value) is not None:
+        return value.decode()
     raise DataError(
         f"{path}: a row group without one single '{column}'; facescan reads shards as "
         "`facescan ingest` writes them"

@@ -10,7 +10,7 @@ import pytest
 
 from facescan import shards
 from facescan.errors import DataError
-from facescan.shards import MANIFEST, Contents, ShardRow, ShardWriter, reading, writing
+from facescan.shards import MANIFEST, Contents, ShardRow, ShardWriter, pages, writing
 from facescan.types import LABEL_SET_KEY
 
 CONTENTS = Contents(
@@ -261,7 +261,7 @@ def test_a_uri_and_a_relative_path_find_the_same_files(
 def test_tables_are_small_however_large_a_row_group_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "_BATCH_BYTES", 3_000)
+    monkeypatch.setattr(pages, "BATCH_BYTES", 3_000)
     opened = shards.open(str(write(tmp_path / "s", [row(n, size=800) for n in range(20)])))
     tables = list(opened.read(opened.row_groups, ["image_id", "image"]))
     assert max(table.num_rows for table in tables) <= 4
