@@ -8,7 +8,7 @@ the outcomes other than `answered` are met too.
 
 - `latency_ms` (0.0): how long each answer takes once its picture is decoded; answers run side by
   side.
-- `calls_in_flight` (null: a local engine): see `serving.engine.Engine`.
+- `calls_in_flight` (left out: a local engine): see `serving.engine.Engine`.
 """
 
 import asyncio

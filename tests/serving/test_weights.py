@@ -117,3 +117,19 @@ def test_a_card_that_cannot_work_is_a_usage_error(tmp_path: Path) -> None:
             checkpoint(tmp_path, "model.safetensors"),
             EngineSettings(DecodePool(1)),
         )
+
+
+def test_numerics_are_the_settings_that_can_change_an_answer() -> None:
+    vllm = engine.module("vllm")
+    plain = vllm.numerics(card())
+    assert set(plain) == {"dtype", "enforce_eager", "tensor_parallel_size"}
+    assert vllm.numerics(card(engine_options={"max_num_seqs": 7, "kv_cache_gib": 1.0})) == plain
+    for fields in (
+        {"dtype": "float32"},
+        {"tensor_parallel_size": 2},
+        {"engine_options": {"enforce_eager": False}},
+        {"engine_options": {"max_model_len": 300}},
+    ):
+        assert vllm.numerics(card(**fields)) != plain
+    with pytest.raises(UsageError, match="max_seqs"):
+        vllm.numerics(card(engine_options={"max_seqs": 3}))
