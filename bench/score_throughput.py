@@ -82,7 +82,7 @@ def _rows(group: int, rng: np.random.Generator) -> pa.Table:
 def _measured(run: Path, rows: int) -> None:
     imported = _peak_mib()
     start = time.perf_counter()
-    score(run, Console())
+    score(str(run), Console())
     seconds = time.perf_counter() - start
     print(
         f"\n{rows:,} rows in {seconds:.2f} s: {rows / seconds / 1e6:.2f} million rows/s; "

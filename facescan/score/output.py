@@ -1,23 +1,26 @@
 """Scores -> `metrics.parquet` for tools and `metrics.json` for people; docs/scores.md has both."""
 
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from facescan import durable
 from facescan.score.intervals import Rate
 from facescan.score.metrics import SCORED_OUTCOMES, Score
 from facescan.score.views import Key
+from facescan.storage import Storage
 from facescan.types import Outcome
 
 VERSION = 1
 """Of both files; raised when a key, a column or a definition changes its meaning."""
+
+PARQUET = "metrics.parquet"
+JSON = "metrics.json"
 
 NOTE = "Labels are perceived attributes in the dataset's own categories, not facts about people."
 
@@ -34,23 +37,26 @@ METRICS_SCHEMA = pa.schema(
 _Figures = Iterable[tuple[str, Rate]]
 
 
-def write(folder: Path, scores: Sequence[Score]) -> tuple[Path, Path]:
+def write(folder: Storage, scores: Sequence[Score]) -> tuple[str, str]:
     """Write `metrics.parquet` and `metrics.json` into `folder`, each whole or not at all.
 
     The bytes depend on the scores alone, so the same predictions give the same files.
 
     Returns:
-        The two paths, in this order.
+        Where the two are, in this order.
+
+    Raises:
+        OSError: they cannot be written.
     """
     table = pa.Table.from_pylist(
         [row for score in scores for row in _rows(score)], schema=METRICS_SCHEMA
     )
-    parquet, text = folder / "metrics.parquet", folder / "metrics.json"
-    with durable.replacing(parquet) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    parquet = io.BytesIO()
+    pq.write_table(table, parquet, compression="zstd")
+    folder.write(PARQUET, parquet.getvalue())
     document = {"version": VERSION, "note": NOTE, "scores": [_entry(score) for score in scores]}
-    durable.write_text(text, json.dumps(document, indent=1) + "\n")
-    return parquet, text
+    folder.write(JSON, (json.dumps(document, indent=1) + "\n").encode())
+    return f"{folder.location}/{PARQUET}", f"{folder.location}/{JSON}"
 
 
 def _rows(score: Score) -> Iterator[dict[str, Any]]:

@@ -128,6 +128,6 @@ def _naming(path: Path) -> Iterator[Path]:
     try:
         yield path
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno is not None:  # else there is only a message
             error.filename = str(path)
         raise

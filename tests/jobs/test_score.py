@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from facescan import storage
 from facescan.errors import DataError, UnknownNameError, UsageError
 from jobs.score import score
 from tests.facescan.score.hats import Row, failed, row, write
@@ -40,35 +41,53 @@ def test_a_run_is_scored_in_every_view_and_told_where(tmp_path: Path) -> None:
         [race(None, "Black", "refused")],
     )
     console = quiet()
-    folder = score(run, console)
-    assert folder == run / "scores"
-    entries = json.loads((folder / "metrics.json").read_text())["scores"]
+    folder = score(str(run), console)
+    assert folder.location == f"{run}/scores"
+    entries = json.loads(folder.read("metrics.json"))["scores"]
     found = {entry["view"]: entry["accuracy"]["value"] for entry in entries}
     assert found["race-7"] == 1 / 3
     assert found["race-6"] == 2 / 3
-    assert pq.read_table(folder / "metrics.parquet").num_rows > 0
+    assert pq.read_table(folder.open("metrics.parquet")).num_rows > 0
     assert isinstance(console.file, StringIO)
     text = console.file.getvalue()
     assert "Labels are perceived attributes in the dataset's own categories" in text
-    assert str(folder / "metrics.parquet") in text
-    assert text.rstrip().endswith(str(folder / "metrics.json"))
+    assert f"{run}/scores/metrics.parquet" in text
+    assert text.rstrip().endswith(f"{run}/scores/metrics.json")
+
+
+def test_a_run_on_an_object_store_is_scored_like_one_on_a_disk(
+    tmp_path: Path, object_store: str
+) -> None:
+    parts = [race("White", "White")], [race("Black", "White"), race(None, "Black", "refused")]
+    run = run_of(tmp_path / "run", *parts)
+    remote = storage.at(object_store)
+    remote.write("manifest.json", b"{}")
+    for path in (run / "predictions").iterdir():
+        remote.below("predictions").write(path.name, path.read_bytes())
+    local, console = score(str(run), quiet()), quiet()
+    folder = score(object_store, console)
+    assert folder.names() == ["metrics.json", "metrics.parquet"]
+    for name in folder.names():
+        assert folder.read(name) == local.read(name)
+    assert isinstance(console.file, StringIO)
+    assert f"{object_store}/scores/metrics.json" in console.file.getvalue()
 
 
 def test_answers_in_years_groups_meet_finer_targets(tmp_path: Path) -> None:
     asked = {"attribute": "age", "asked_label_set": "age-5", "target_label_set": "age-9"}
     run = run_of(tmp_path / "run", [row("0-9", "3-9", **asked)])
-    folder = score(run, quiet())
-    (entry,) = json.loads((folder / "metrics.json").read_text())["scores"]
+    folder = score(str(run), quiet())
+    (entry,) = json.loads(folder.read("metrics.json"))["scores"]
     assert (entry["asked_label_set"], entry["view"]) == ("age-5", "age-5")
     assert entry["accuracy"]["value"] == 1.0
 
 
 def test_scoring_again_replaces_the_scores(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", [race("White", "White")])
-    before = (score(run, quiet()) / "metrics.json").read_bytes()
-    assert (score(run, quiet()) / "metrics.json").read_bytes() == before
+    before = score(str(run), quiet()).read("metrics.json")
+    assert score(str(run), quiet()).read("metrics.json") == before
     write(run / "predictions" / "9.parquet", [race("White", "Black")])
-    assert (score(run, quiet()) / "metrics.json").read_bytes() != before
+    assert score(str(run), quiet()).read("metrics.json") != before
     assert sorted(path.name for path in (run / "scores").iterdir()) == [
         "metrics.json",
         "metrics.parquet",
@@ -78,12 +97,12 @@ def test_scoring_again_replaces_the_scores(tmp_path: Path) -> None:
 def test_an_unfinished_file_of_the_run_is_not_read(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", [race("White", "White")])
     (run / "predictions" / ".1.parquet.0123abcd.tmp").write_text("half")
-    score(run, quiet())
+    score(str(run), quiet())
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"not a run folder.*facescan run"):
-        score(tmp_path, quiet())
+        score(str(tmp_path), quiet())
 
 
 @pytest.mark.parametrize("parts", [[], [[]]])
@@ -92,17 +111,17 @@ def test_a_run_without_predictions_is_told_how_to_get_them(
 ) -> None:
     run = run_of(tmp_path / "run", *parts)
     with pytest.raises(UsageError, match=r"no predictions to score.*facescan run"):
-        score(run, quiet())
+        score(str(run), quiet())
     assert not (run / "scores").exists()
 
 
 def test_bad_predictions_write_no_scores(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", [race("Martian", "White")])
     with pytest.raises(DataError, match="Martian"):
-        score(run, quiet())
+        score(str(run), quiet())
     other = run_of(tmp_path / "other", [failed("refused", None, attribute="shoe")])
     with pytest.raises(UnknownNameError, match="shoe"):
-        score(other, quiet())
+        score(str(other), quiet())
     assert not (run / "scores").exists()
 
 

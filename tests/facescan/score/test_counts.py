@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from facescan import storage
 from facescan.errors import DataError
 from facescan.score.counts import CELL, COMBINATION, COUNTS_SCHEMA, count
 from facescan.types import PREDICTION_SCHEMA
@@ -38,9 +39,9 @@ def cells(counts: pa.Table) -> Cells:
 
 def counted(*parts: list[Row]) -> Cells:
     with tempfile.TemporaryDirectory() as folder:
-        return cells(
-            count([write(Path(folder) / f"{i}.parquet", part) for i, part in enumerate(parts)])
-        )
+        for i, part in enumerate(parts):
+            write(Path(folder) / f"{i}.parquet", part)
+        return cells(count(storage.at(folder), [f"{i}.parquet" for i in range(len(parts))]))
 
 
 @settings(max_examples=25, deadline=None)
@@ -58,33 +59,38 @@ def test_counts_of_parts_add_to_the_counts_of_the_whole(
 
 def test_counts_are_sorted_and_of_one_schema(tmp_path: Path) -> None:
     rows = [row("cap", "cap"), failed("refused", "cap"), row("cap", "cap", model="a")]
-    counts = count([write(tmp_path / "1.parquet", rows)])
+    write(tmp_path / "1.parquet", rows)
+    write(tmp_path / "2.parquet", reversed(rows))
+    counts = count(storage.at(tmp_path), ["1.parquet"])
     assert counts.schema == COUNTS_SCHEMA
-    assert counts == count([write(tmp_path / "2.parquet", reversed(rows))])
+    assert counts["model"].to_pylist() == ["a", "seer", "seer"]
+    assert counts == count(storage.at(tmp_path), ["2.parquet"])
 
 
 def test_columns_are_found_by_name_and_others_are_not_read(tmp_path: Path) -> None:
-    plain = write(tmp_path / "1.parquet", [row("cap", "cap")])
-    table = pq.read_table(plain)
+    table = pq.read_table(write(tmp_path / "1.parquet", [row("cap", "cap")]))
     table = table.select(list(reversed(table.column_names)))
     pq.write_table(table.append_column("group_light", pa.array(["dim"])), tmp_path / "2.parquet")
-    assert cells(count([plain, tmp_path / "2.parquet"])).most_common(1)[0][1] == 2
+    counts = count(storage.at(tmp_path), ["1.parquet", "2.parquet"])
+    assert counts["n"].to_pylist() == [2]
 
 
 def test_dictionary_columns_count_like_plain_ones(tmp_path: Path) -> None:
-    plain = write(tmp_path / "1.parquet", [row("cap", "cap"), failed("refused", None)])
-    table = pq.read_table(plain)
+    rows = [row("cap", "cap"), failed("refused", None)]
+    table = pq.read_table(write(tmp_path / "1.parquet", rows))
     for name in ("model", "label", "target"):
         position = table.column_names.index(name)
         table = table.set_column(position, name, table[name].dictionary_encode())
     pq.write_table(table, tmp_path / "2.parquet")
-    assert count([tmp_path / "2.parquet"]) == count([plain])
+    folder = storage.at(tmp_path)
+    assert count(folder, ["2.parquet"]) == count(folder, ["1.parquet"])
 
 
 @pytest.mark.parametrize("name", ["try[2]", "all*", "what?", "model=other", "o'clock"])
 def test_a_folder_of_any_name_is_read_as_it_stands(tmp_path: Path, name: str) -> None:
     write(tmp_path / "all of them" / "1.parquet", [row("none", "none")])
-    counts = count([write(tmp_path / name / "1.parquet", [row("cap", "cap")])])
+    write(tmp_path / name / "1.parquet", [row("cap", "cap")])
+    counts = count(storage.at(tmp_path / name), ["1.parquet"])
     assert counts.to_pylist()[0]["model"] == "seer"
     assert counts["label"].to_pylist() == ["cap"]
 
@@ -92,9 +98,24 @@ def test_a_folder_of_any_name_is_read_as_it_stands(tmp_path: Path, name: str) ->
 def test_a_file_that_is_no_predictions_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "1.parquet"
     broken.write_text("not Parquet")
-    with pytest.raises(DataError, match=r"1\.parquet"):
-        count([broken])
+    folder = storage.at(tmp_path)
+    with pytest.raises(DataError, match=f"{broken}: cannot be read as predictions"):
+        count(folder, ["1.parquet"])
     schema = PREDICTION_SCHEMA.remove(PREDICTION_SCHEMA.get_field_index("outcome"))
     pq.write_table(schema.empty_table(), broken)
-    with pytest.raises(DataError, match="outcome"):
-        count([broken])
+    with pytest.raises(DataError, match=f"{broken}: .*no column outcome"):
+        count(folder, ["1.parquet"])
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    damaged = write(tmp_path / "1.parquet", [row("cap", "cap")])
+    data = bytearray(damaged.read_bytes())
+    data[4:40] = bytes(36)
+    damaged.write_bytes(data)
+    with pytest.raises(DataError, match=f"{damaged}: cannot be read as predictions"):
+        count(storage.at(tmp_path), ["1.parquet"])
+
+
+def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/1.parquet"):
+        count(storage.at(tmp_path), ["1.parquet"])

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from facescan import storage
 from facescan.score import metrics, output
 from facescan.score.views import tallies
 from tests.facescan.score.hats import Row, failed, load, row
@@ -25,7 +26,9 @@ ROWS = [
 
 
 def written(folder: Path, rows: list[Row]) -> tuple[Path, Path]:
-    return output.write(folder, [metrics.of(tally) for tally in tallies(counts(rows), load)])
+    scores = [metrics.of(tally) for tally in tallies(counts(rows), load)]
+    parquet, text = output.write(storage.at(folder), scores)
+    return Path(parquet), Path(text)
 
 
 def figures(path: Path, view: str = "hat-4") -> dict[tuple[str, str, str], dict[str, Any]]:
