@@ -1,6 +1,6 @@
 """How much of a bare Ray Data job's rate a whole facescan run keeps, with an engine that is free.
 
-    python -m bench.pipeline_rate [--images 20000] [--rounds 3] [--profile]
+    python -m bench.pipeline_rate [--images 20000] [--rounds 3]
 
 Both read the same shards. The bare job reads, hashes and decodes each picture in a pool of two
 actors and writes a constant answer as Parquet. facescan checks, decodes, asks the fake engine one
@@ -8,12 +8,8 @@ question, journals the replies, merges them and builds the predictions. Rounds a
 Ray is started once, before.
 """
 
-import asyncio
-import cProfile
 import hashlib
 import io
-import os
-import pstats
 import shutil
 import statistics
 import tempfile
@@ -31,9 +27,7 @@ from PIL import Image
 from rich.console import Console
 
 from bench.pictures import make_shards
-from facescan import images, models, prompt, protocols, shards
-from facescan.run.selection import Selection
-from jobs import cluster, pipeline
+from jobs import cluster
 from jobs.config import resolve
 from jobs.run import run
 
@@ -78,32 +72,11 @@ def _rate(job: Callable[[Path, Path], None], source: Path, count: int) -> float:
         return count / (time.monotonic() - began)
 
 
-def _profile(source: Path) -> None:
-    """The inside of one engine actor, without Ray around it."""
-    card = models.load("fake")
-    questions = prompt.questions(card, protocols.load("neutral"), ["race"], "none")
-    data = shards.open(str(source))
-    leg = pipeline.Leg(card, None, questions, cluster.Share(1, 0, os.cpu_count() or 1))
-    with tempfile.TemporaryDirectory() as folder:
-        actor = pipeline.EngineActor(leg, None, images.Limits(), Path(folder), ())
-        tables = list(pipeline.read(pa.table({"group": [0, 1]}), data, Selection()))
-
-        async def answer() -> None:
-            for table in tables:
-                async for _ in actor(table):
-                    pass
-
-        profile = cProfile.Profile()
-        profile.runcall(asyncio.run, answer())
-    pstats.Stats(profile).sort_stats("tottime").print_stats(15)
-
-
 def main(
     count: Annotated[int, typer.Option("--images")] = 20_000,
     rounds: int = 3,
-    profile: bool = False,
 ) -> None:
-    """Print both rates, their ratio, and with --profile where an actor's time goes."""
+    """Print both rates, their ratio."""
     source = Path(tempfile.gettempdir()) / f"facescan-bench-{count}"
     make_shards(source, count)
     cluster.connect(None, 512 * 1024 * 1024, None)
@@ -117,8 +90,6 @@ def main(
     for name, values in rates.items():
         print(f"{name}: median {statistics.median(values):.0f} images/s")
     print(f"ratio: median {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    if profile:
-        _profile(source)
     shutil.rmtree(source)
 
 

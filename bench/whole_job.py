@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import typer
 import yaml
 from PIL import Image
 from rich.console import Console
 
 from bench.pictures import make_shards
-from facescan import models, prompt, protocols, registry, shards
+from facescan import models, prompt, protocols, registry, shards, storage
 from facescan.run import journal
 from facescan.types import Question
 from jobs import cluster
@@ -142,7 +141,8 @@ def whole_job(case: Case, target: Path) -> float:
     flags = {"dataset": str(case.source), "model": [case.card], "attributes": attributes}
     run(resolve({**flags, "output_dir": target}, None), _QUIET)
     ended = time.time()
-    table = pq.read_table(journal.parts(target / "replies"), columns=["created_at"])
+    replies = storage.at(target / "replies")
+    table = journal.reader(replies, journal.files(replies).names, ["created_at"]).read_all()
     times = cast("list[datetime]", table.column("created_at").to_pylist())
     made = sorted(each.timestamp() for each in times)
     warm = WARM * len(case.questions)

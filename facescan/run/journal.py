@@ -137,13 +137,23 @@ class Journal:
             self._small, self._in_small = [], []
 
     def _put(self, replies: Sequence[Reply]) -> str:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table(replies), sink, compression="zstd")
-        data = sink.getvalue().to_pybytes()
-        name = f"{self._prefix}-{self._parts:06d}-{_digest([data])}.parquet"
-        self._storage.write(name, data)
+        name = put(self._storage, f"{self._prefix}-{self._parts:06d}", table(replies))
         self._parts += 1
         return name
+
+
+def put(storage: Storage, stem: str, replies: pa.Table) -> str:
+    """Write rows of `REPLY_SCHEMA` as one durable file; its name: the stem and a checksum.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(replies, sink, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    name = f"{stem}-{_digest([data])}.parquet"
+    storage.write(name, data)
+    return name
 
 
 class _Merged(BaseModel):

@@ -39,6 +39,10 @@ _DONE = """
     WHERE NOT list_contains($again::VARCHAR[], kind)
     GROUP BY kind
 """
+_ASKED_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("request_id", pa.string()),
+    ("position", pa.int64()),
+]
 _COLUMNS = ("request_id", "error_kind", "created_at")
 
 
@@ -112,7 +116,7 @@ def _asked(
     shards: Shards, selection: Selection, questions: Sequence[Question]
 ) -> pa.RecordBatchReader:
     """(key, position) of every request; a position is row number x questions + question."""
-    schema = pa.schema([pa.field("request_id", pa.string()), pa.field("position", pa.int64())])
+    schema = pa.schema(_ASKED_FIELDS)
     return pa.RecordBatchReader.from_batches(
         schema, _asked_batches(shards, selection, questions, schema)
     )
