@@ -161,11 +161,24 @@ def ingest(
 
 
 @app.command()
-def score(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+def score(run: Annotated[str, typer.Argument(help="A run folder; a path or a URI.")]) -> None:
     """Score a run again: predictions -> metrics, without Ray or a GPU."""
     from jobs.score import score as score_run
 
     score_run(run, Console())
+
+
+@app.command()
+def verify(
+    run: Annotated[str, typer.Argument(help="A run folder; a path or s3:// URI.")],
+    include_path: IncludePath = None,
+) -> None:
+    """Check that a run has lost, doubled and altered nothing; exit 1 where something is wrong."""
+    from jobs.verify import verify_run
+
+    _include(include_path)
+    if not verify_run(run, Console()):
+        raise typer.Exit(1)
 
 
 @app.command()
