@@ -125,7 +125,7 @@ def _pages(file: pa.NativeFile, chunk: Chunk, where: str) -> list[_Page]:
         if size > MAX_PAGE_BYTES:
             raise DataError(
                 f"{where}: a page of {size:,} bytes, limit {MAX_PAGE_BYTES:,}; write the file "
-                "again with smaller pages, or with row groups of fewer rows"
+                "again with smaller pages (pyarrow: write_batch_size=16) or smaller row groups"
             )
         kind = _number(header, 1, where)
         if kind == _DICTIONARY_PAGE:
