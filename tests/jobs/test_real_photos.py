@@ -61,9 +61,9 @@ def test_every_photograph_has_an_outcome_for_every_attribute(tmp_path: Path) -> 
     folder = run(resolve(flags, None), quiet)
     rows = [
         row
-        for file in sorted(folder.predictions.glob("*.parquet"))
-        for row in pq.read_table(file).to_pylist()
+        for name in folder.predictions.names()
+        for row in pq.read_table(folder.predictions.open(name)).to_pylist()
     ]
     assert Counter(row["image_id"] for row in rows) == dict.fromkeys(files, 4)
     assert not any(row["outcome"] in ("bad_image", "pending", "engine_error") for row in rows)
-    assert (score(folder.root, quiet) / "metrics.json").is_file()
+    assert score(folder.root.location, quiet).exists("metrics.json")
