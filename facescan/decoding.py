@@ -17,26 +17,22 @@ its threads.
 """
 
 import contextlib
-import ctypes
 import json
 import os
-import resource
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from facescan import images
+from facescan.decoder import FRAME, OUT_OF_MEMORY
 from facescan.errors import BadImage, EngineError
 from facescan.images import Limits, Reason
 from facescan.types import EncodedImage
@@ -54,12 +50,6 @@ _START_SECONDS = 60.0
 _STARTS = 3
 """Attempts to start a child before there is something wrong with the machine."""
 
-_OUT_OF_MEMORY = 81
-"""Exit status of a child that could get no more memory; nothing else uses it."""
-
-_FRAME = struct.Struct("!IQ")
-"""Of each message, both ways: bytes of JSON, then bytes of the file or the pixels."""
-
 _ENVIRONMENT = {
     # Importing numpy starts a thread for each core, with address space for each.
     "OPENBLAS_NUM_THREADS": "1",
@@ -70,8 +60,8 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(64 * 1024 * 1024),
 }
 
+_CLOSED = "the pool of decoding processes is closed"
 _MAX_JSON = 64 * 1024
-_PR_SET_PDEATHSIG = 1
 
 Pixels = npt.NDArray[np.uint8]
 _Answer = TypeVar("_Answer", covariant=True)
@@ -83,13 +73,14 @@ class DecodePool:
 
     A returned Future is served by the pool's threads: wait for it on a thread, or on an event loop
     with `asyncio.wrap_future`. It cannot be cancelled. It raises EngineError when children cannot
-    be started, or the pool was closed before the work was done.
+    be started, or the pool was closed before the work was done; so do all calls afterwards.
 
     Args:
         processes: children, each started when there is work for it.
         seconds: time an image may take, from the answer before it to its own.
         memory_bytes: address space a child may take beyond what it has once it has started; at
-            the default of `Limits.max_pixels` an image needs at most 0.6 GiB.
+            the default of `Limits.max_pixels` an image needs at most 0.6 GiB. Some pictures that
+            need more end as `corrupt`: libjpeg and libwebp do not say that it was the memory.
     """
 
     def __init__(
@@ -129,7 +120,10 @@ class DecodePool:
             child.bury()
 
     def _answers(self, tasks: "Sequence[_Task[_Each]]") -> "Future[list[_Each | BadImage]]":
-        return _joined([self._threads.submit(self._chunk, chunk) for chunk in _chunks(tasks)])
+        with self._lock:
+            if self._closed:
+                raise EngineError(_CLOSED)
+            return _joined([self._threads.submit(self._chunk, chunk) for chunk in _chunks(tasks)])
 
     def _chunk(self, tasks: "Sequence[_Task[_Each]]") -> "list[_Each | BadImage]":
         answers: list[_Each | BadImage] = []
@@ -159,11 +153,16 @@ class DecodePool:
         for _ in range(_STARTS):
             with self._lock:
                 if self._closed:
-                    raise EngineError("the pool of decoding processes is closed")
+                    raise EngineError(_CLOSED)
                 child = self._children.get(thread)
                 if child is not None and child.alive:
                     return child
-                child = self._children[thread] = _Child(self._seconds, self._memory_bytes)
+                try:
+                    child = _Child(self._seconds, self._memory_bytes)
+                except OSError as error:
+                    failure = str(error)
+                    continue
+                self._children[thread] = child
             try:
                 child.wait_until_ready()
             except _DiedError as death:
@@ -173,7 +172,7 @@ class DecodePool:
         raise EngineError(
             f"a decoding process ends before it can decode: {failure} ({_STARTS} attempts). "
             f"What it said is on the standard error of process {os.getpid()}; "
-            f"'{sys.executable} -c \"import facescan.decoding\"' should work"
+            f"'{sys.executable} -c \"import facescan.decoder\"' should work"
         )
 
 
@@ -268,7 +267,7 @@ class _Child:
                     "-c",
                     # Modules come from where they come from here.
                     "import sys; sys.path[:] = sys.argv[3:]\n"
-                    "from facescan.decoding import serve; serve()",
+                    "from facescan.decoder import serve; serve()",
                     str(os.getpid()),
                     str(memory_bytes),
                     *sys.path,
@@ -311,9 +310,9 @@ class _Child:
             raise self._death(error) from None
 
     def _answer(self, task: "_Task[_Each]") -> "_Each | BadImage":
-        head = bytearray(_FRAME.size)
+        head = bytearray(FRAME.size)
         self._receive(head)
-        json_bytes, pixel_bytes = _FRAME.unpack(head)
+        json_bytes, pixel_bytes = FRAME.unpack(head)
         if json_bytes > _MAX_JSON or pixel_bytes not in (0, task.pixel_bytes):
             raise ValueError(f"{pixel_bytes} bytes of pixels, expected {task.pixel_bytes}")
         said_json = bytearray(json_bytes)
@@ -343,7 +342,7 @@ class _Child:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=1)
         status = self.bury()
-        if status == _OUT_OF_MEMORY:
+        if status == OUT_OF_MEMORY:
             limit = f"{self._memory_bytes >> 20} MiB"
             return _DiedError(Reason.DECODER_MEMORY, f"the decoder had no more than {limit}")
         how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
@@ -354,7 +353,7 @@ def _messages(tasks: "Sequence[_Task[object]]") -> bytes:
     parts = [len(tasks).to_bytes(4, "big")]
     for task in tasks:
         told = json.dumps(task.told()).encode()
-        parts += [_FRAME.pack(len(told), len(task.data)), told, task.data]
+        parts += [FRAME.pack(len(told), len(task.data)), told, task.data]
     return b"".join(parts)
 
 
@@ -406,72 +405,3 @@ def _leave_signals_to_others() -> None:
     A terminal's Ctrl-C reaches all processes of its group; the parent says what happens then.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-
-
-def serve() -> None:
-    """What a child does: answers its parent on descriptor 0 until that closes.
-
-    `sys.argv` begins with the parent's process id, and the bytes of address space that may be taken
-    from now on.
-    """
-    _end_with(int(sys.argv[1]))
-    _limit_memory(int(sys.argv[2]))
-    with socket.socket(fileno=0) as channel, contextlib.suppress(ConnectionError):
-        channel.sendall(b"\1")
-        try:
-            while count := channel.recv(4, socket.MSG_WAITALL):
-                files = [_file(channel) for _ in range(int.from_bytes(count, "big"))]
-                for told, data in files:
-                    _serve_one(channel, told, data)
-        except MemoryError:
-            os._exit(_OUT_OF_MEMORY)
-
-
-def _end_with(parent: int) -> None:
-    # The end of the socket is not noticed by a decoder that hangs. The signal comes when the thread
-    # ends that started this process; the pool's threads live as long as the pool.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the parent is gone")
-
-
-def _limit_memory(more_bytes: int) -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + more_bytes
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if hard != resource.RLIM_INFINITY:
-        limit = min(limit, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    # A core file of each crash would take more disk and time than the crash.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _file(channel: socket.socket) -> tuple[dict[str, Any], bytes]:
-    json_bytes, data_bytes = _FRAME.unpack(_exactly(channel, _FRAME.size))
-    told = json.loads(_exactly(channel, json_bytes))
-    return told, _exactly(channel, data_bytes)
-
-
-def _exactly(channel: socket.socket, count: int) -> bytes:
-    data = channel.recv(count, socket.MSG_WAITALL) if count else b""
-    if len(data) < count:
-        raise ConnectionError("closed within a message")
-    return data
-
-
-def _serve_one(channel: socket.socket, told: dict[str, Any], data: bytes) -> None:
-    pixels = np.empty((0, 0, 3), np.uint8)
-    said: dict[str, Any]
-    try:
-        if "limits" in told:
-            image = images.check(data, told["sha256"], Limits(**told["limits"]))
-            said = {"format": image.format, "width": image.width, "height": image.height}
-        else:
-            size = told.pop("size")
-            pixels = images.decode(EncodedImage(data=data, **told), size and tuple(size))
-            said = {"height": pixels.shape[0], "width": pixels.shape[1]}
-    except BadImage as error:
-        said = {"bad": error.reason, "detail": error.detail[:1000]}
-    words = json.dumps(said).encode()
-    channel.sendall(_FRAME.pack(len(words), pixels.nbytes) + words)
-    channel.sendall(pixels.data)

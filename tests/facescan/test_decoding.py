@@ -208,6 +208,8 @@ def test_a_pool_closed_in_the_middle_leaves_no_process_and_no_waiting_caller(
     for future in (hanging, waiting):
         with pytest.raises(EngineError, match="closed"):
             future.result(timeout=10)
+    with pytest.raises(EngineError, match="closed"):
+        poisoned_pool.decode([checked(jpeg(1))])
 
 
 @pytest.mark.slow
@@ -241,11 +243,14 @@ def test_decoders_end_with_the_process_that_started_them_even_while_they_hang(
     finally:
         parent.kill()
         parent.wait()
-    assert eventually(lambda: not any(Path(f"/proc/{child}").exists() for child in decoders))
+    gone = eventually(lambda: not any(Path(f"/proc/{child}").exists() for child in decoders))
+    for child in set() if gone else decoders:
+        os.kill(child, signal.SIGKILL)
+    assert gone
 
 
 def test_a_decoder_imports_no_cluster_no_torch_and_little_else() -> None:
-    script = "import sys, facescan.decoding; print(*sys.modules)"
+    script = "import sys, facescan.decoder; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
