@@ -82,6 +82,9 @@ def run(config: RunConfig, console: Console) -> RunFolder:
             if data is None:
                 data = _generated(config, folder, known, console)
             record = _record(config, folder, data, planned)
+            if known is None:
+                # First of all: a folder with anything else in it and no manifest is no run.
+                record.write(folder)
             _tidy(folder, console)
             return _ask(_Run(config, folder, data, record, held, signals), planned, console)
 
