@@ -110,7 +110,7 @@ class EngineActor:
         self._failure: dict[str, str] | None = None
         self._uncounted = Counter[str]()
         self._beside = _Beside()
-        self._stopping = False
+        self._stopped: asyncio.Future[None] | None = None
         try:
             self._start()
         except FacescanError as error:
@@ -162,22 +162,23 @@ class EngineActor:
 
     async def _answer(self, batch: pa.Table) -> None:
         requests = await self._requests(batch)
-        stopped = asyncio.ensure_future(self._watch.until_stopped.remote())
+        if self._stopped is None:
+            # One call that waits for as long as this process lives, for all batches.
+            self._stopped = asyncio.ensure_future(self._watch.until_stopped.remote())
         regularly = asyncio.create_task(self._journal.keep_durable())
         asking = asyncio.create_task(self._ask(requests))
         try:
-            await asyncio.wait({stopped, asking}, return_when=asyncio.FIRST_COMPLETED)
-            self._stopping = stopped.done()
+            await asyncio.wait({self._stopped, asking}, return_when=asyncio.FIRST_COMPLETED)
             if not asking.done() and self._engine.calls_in_flight is None:
                 # A local engine may need minutes for what it has taken; nobody pays for it.
                 asking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await asking
         finally:
-            for task in (stopped, regularly, asking):
+            for task in (regularly, asking):
                 task.cancel()
             # What could not be written is still waiting, and `_durable` says why.
-            await asyncio.gather(stopped, regularly, asking, return_exceptions=True)
+            await asyncio.gather(regularly, asking, return_exceptions=True)
         await self._durable()
 
     async def _ask(self, requests: Mapping[str, Request]) -> None:
@@ -215,7 +216,7 @@ class EngineActor:
     async def _ask_paid(self, request: Request) -> None:
         """One call; its place is given to another when its reply is durable."""
         async with self._places:
-            if self._stopping:
+            if self._stopped is not None and self._stopped.done():
                 return
             await self._ask_engine([request])
             await self._durable()
