@@ -23,18 +23,17 @@ class Threshold:
 
     def __init__(self, fail_on_error: float | None, requests: int) -> None:
         self._given = fail_on_error
-        fraction = fail_on_error is not None and fail_on_error < 1
-        self._allowed = (
-            None
-            if fail_on_error is None
-            else fail_on_error * requests
-            if fraction
-            else fail_on_error
-        )
+        self._requests = requests
+
+    def _is_passed(self, failed: int) -> bool:
+        if self._given is None or not failed:
+            return False
+        # Not failed > 0.29 * 100, which is 28.999999999999996.
+        return (failed / self._requests if self._given < 1 else failed) > self._given
 
     def check(self, progress: Progress) -> None:
         """Raises TooManyFailures as soon as there are more than that."""
-        if self._allowed is not None and progress.failed > self._allowed:
+        if self._is_passed(progress.failed):
             raise TooManyFailures(
                 f"{progress.failed} of {progress.requests} requests failed, and --fail-on-error is "
                 f"{self._given:g}; `facescan run --retry` asks such requests again"

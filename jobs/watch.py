@@ -104,6 +104,7 @@ class Watch:
 
     async def answered(self, worker: str, ticket: int) -> None:
         """What was asked with this ticket has its replies: none of it kills engines."""
+        self._in_a_row[worker] = 0
         for key in self._asked[worker].pop(ticket, ()):
             del self._deaths[key]
 

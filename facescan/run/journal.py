@@ -262,6 +262,8 @@ def set_damaged_aside(storage: Storage) -> dict[str, str]:
     merged = _merged(storage)
     if merged is not None and not wrong.keys().isdisjoint(merged.files):
         merged.files = [name for name in merged.files if name not in wrong]
+        # Those that an interruption has left hold what is lost with the file they went into.
+        merged.parts = []
         storage.write(MERGED, _text(merged))
     for name in wrong:
         storage.delete(name)

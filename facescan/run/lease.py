@@ -81,7 +81,8 @@ class Lease:
         """Give it back."""
         self._released.set()
         self._thread.join()
-        if self._lost is None:
+        # Of a process that slept too long it may be another's by now.
+        if self._lost is None and self._storage.version(LEASE) == self._version:
             self._storage.delete(LEASE)
 
     def _renew_regularly(self) -> None:

@@ -175,7 +175,7 @@ def _refuse_change(known: Combination, now: Combination) -> None:
         "numerics",
     ):
         before, after = getattr(known, field), getattr(now, field)
-        if before != after:
+        if before != after or (field == "offered" and list(before) != list(after)):
             raise MixingError(
                 f"{where}: {field} was {before!r}, now {after!r}; give another --output-dir"
             )
