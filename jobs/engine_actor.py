@@ -52,6 +52,9 @@ FAILURES = {
 """What an actor may end with, by name. Ray wraps exceptions until their type is lost, so an actor
 hands its reason over in a row."""
 
+_BYTES_PER_PIXEL = 24
+"""Address space that decoding takes at most: 17 were seen (WebP, four copies), docs/measured.md."""
+
 _KILLS_ENGINES = (
     "the engine's process died each time this was asked, the last time with nothing else asked "
     "beside it"
@@ -125,7 +128,9 @@ class EngineActor:
             self._on_disk = journal.answered_in(duty.replies, duty.session)
         for folder in duty.include_path:
             registry.include(folder)
-        self._decoders = DecodePool(leg.share.cpus)
+        limits = duty.limits
+        memory = max(1 << 30, _BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes)
+        self._decoders = DecodePool(leg.share.cpus, memory_bytes=memory)
         settings = EngineSettings(self._decoders, leg.share.gpus, leg.share.cpus)
         module = engines.module(leg.card.engine)
         self._engine: Engine = module.load(leg.card, leg.checkpoint, settings)
