@@ -103,10 +103,10 @@ class _Run:
 
 @contextmanager
 def _writing(folder: RunFolder) -> Iterator[None]:
-    """Errors of the file system as one that says what to do."""
+    """Errors of the file system, here or where engines run, as one that says what to do."""
     try:
         yield
-    except OSError as error:
+    except (OSError, StorageError) as error:
         raise StorageError(
             f"{folder.root.location}: {error}. What is there is whole: when the cause is gone, "
             "the same command again continues"
