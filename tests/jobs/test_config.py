@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from facescan.errors import UsageError
+from facescan.types import Outcome
 from jobs.config import resolve
 
 FLAGS = {"dataset": "sample", "model": ["fake"], "output_dir": Path("r")}
@@ -42,6 +43,15 @@ def test_lists_are_written_with_commas_or_repeated_or_as_yaml(
         ({}, "lmit: 5", "unknown key 'lmit'"),
         ({"limit": 0}, "", "--limit: input should be greater than or equal to 1, got 0"),
         ({"model": []}, "", "name at least one model"),
+        (
+            {"retry": ["answered"]},
+            "",
+            "--retry: .*answered is not asked again; possible: bad_image",
+        ),
+        ({"retry": ["pending"]}, "", "pending is not asked again"),
+        ({"retry": ["hiccup"]}, "", "--retry: input should be .*got 'hiccup'"),
+        ({"fail_on_error": -1}, "", "--fail-on-error: input should be greater than or equal to 0"),
+        ({"fail_on_error": float("nan")}, "", "--fail-on-error: "),
         ({}, "limit: [", "not YAML"),
         ({}, "- a\n- b\n", "expected `key: value` lines"),
     ],
@@ -61,3 +71,21 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_the_resolved_configuration_reads_back(tmp_path: Path) -> None:
     config = resolve(FLAGS, None)
     assert resolve({}, written(tmp_path, config.dump())) == config
+
+
+def test_what_is_asked_again_is_written_with_commas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FACESCAN_RETRY", "bad_image, engine_error")
+    monkeypatch.setenv("FACESCAN_FAIL_ON_ERROR", "0.05")
+    config = resolve(FLAGS, None)
+    assert config.retry == [Outcome.BAD_IMAGE, Outcome.ENGINE_ERROR]
+    assert config.fail_on_error == 0.05
+    monkeypatch.delenv("FACESCAN_RETRY")
+    assert resolve({}, written(tmp_path, config.dump())) == config
+
+
+@pytest.mark.parametrize("place", ["runs/mine", "s3://bucket/runs/mine"])
+def test_a_run_folder_is_a_path_or_a_uri(place: str) -> None:
+    assert resolve({**FLAGS, "output_dir": place}, None).output_dir == place
+    assert resolve(FLAGS, None).output_dir == "r"

@@ -1,7 +1,10 @@
 """A whole run with the fake engine: real shards, real Ray, real Parquet."""
 
+import hashlib
 import io
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,13 @@ import yaml
 from rich.console import Console
 
 from facescan import registry, storage
-from facescan.errors import EngineError, MixingError, UnknownNameError, UsageError
+from facescan.errors import (
+    EngineError,
+    MixingError,
+    TooManyFailures,
+    UnknownNameError,
+    UsageError,
+)
 from facescan.run import journal, manifest
 from facescan.run.folder import existing
 from jobs.config import resolve
@@ -237,6 +246,7 @@ _BROKEN = """
 import os
 import time
 from serving.engines.fake import FakeEngine, missing, numerics, preprocessing
+from serving.engine import failed
 from facescan.errors import EngineError, MixingError
 
 def load(card, checkpoint, settings):
@@ -334,3 +344,118 @@ def test_unknown_names_write_nothing(tmp_path: Path, make_shards: MakeShards) ->
         with pytest.raises(UnknownNameError, match="known: "):
             answered(tmp_path / "run", dataset=shards, **wrong)
     assert not (tmp_path / "run").exists()
+
+
+def failing(number: int) -> str:
+    """Code of `broken_engine`: so many of its requests fail, which are all in one batch."""
+    return (
+        f"for one in requests[:{number}]: yield failed(one.request_id, self.info, "
+        f"EngineError('no'), latency_s=0)\n        requests = requests[{number}:]"
+    )
+
+
+def status(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "status.json").read_text())
+    return content
+
+
+def test_a_request_that_kills_the_engine_is_one_error_row_until_it_is_asked_again(
+    tmp_path: Path, make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_included", [])
+    cure = tmp_path / "cured"
+    culprit = hashlib.sha256(jpeg(7)).hexdigest()
+    flags = broken_engine(
+        tmp_path / "mine",
+        answer=f"os.path.exists({str(cure)!r}) or "
+        f"any(one.image.sha256 == {culprit!r} for one in requests) and os._exit(1)",
+    )
+    flags["dataset"] = str(make_shards(10))
+    folder = answered(tmp_path / "run", **flags)
+    (row,) = [row for row in predictions(folder) if row["outcome"] == "engine_error"]
+    assert row["image_id"] == "image-0007"
+    before = replies(folder)
+    assert len(before) == 10
+    assert "process died each time" in before[row["request_id"]]["error"]
+    assert status(folder)["failed"] == {"engine_error": 1}
+
+    # The command again asks nothing, and its totals are those of the run.
+    answered(tmp_path / "run", **flags)
+    totals = ("state", "requests", "answered", "failed")
+    ended = {name: status(folder)[name] for name in totals}
+    assert ended == {
+        "state": "answered",
+        "requests": 10,
+        "answered": 9,
+        "failed": {"engine_error": 1},
+    }
+    assert replies(folder) == before
+
+    cure.touch()
+    answered(tmp_path / "run", **flags, retry=["engine_error"])
+    after = replies(folder)
+    assert after[row["request_id"]]["raw_response"] is not None
+    others = before.keys() - {row["request_id"]}
+    assert {key: after[key] for key in others} == {key: before[key] for key in others}
+    assert after.keys() == before.keys()
+    assert "engine_error" not in {row["outcome"] for row in predictions(folder)}
+    assert (status(folder)["answered"], status(folder)["failed"]) == (10, {})
+
+
+@pytest.mark.parametrize(
+    ("failures", "fail_on_error", "message"),
+    [
+        (4, 3, "4 of 12 requests failed, and --fail-on-error is 3"),
+        (4, 0.25, "4 of 12 requests failed, and --fail-on-error is 0.25"),
+        (12, None, "all 12 requests failed"),
+    ],
+)
+def test_more_failures_than_are_borne_fail_the_run(
+    tmp_path: Path,
+    make_shards: MakeShards,
+    monkeypatch: pytest.MonkeyPatch,
+    failures: int,
+    fail_on_error: float | None,
+    message: str,
+) -> None:
+    monkeypatch.setattr(registry, "_included", [])
+    flags = broken_engine(tmp_path / "mine", answer=failing(failures))
+    flags |= {"dataset": str(make_shards(12)), "fail_on_error": fail_on_error}
+    with pytest.raises(TooManyFailures, match=message):
+        answered(tmp_path / "run", **flags)
+    found = status(tmp_path / "run")
+    assert (found["state"], found["failed"]) == ("failed", {"engine_error": failures})
+    assert message in found["reason"]
+    assert len(predictions(tmp_path / "run")) == len(replies(tmp_path / "run")) == 12
+    if failures < 12:
+        answered(tmp_path / "run", **flags | {"fail_on_error": failures})
+        assert status(tmp_path / "run")["state"] == "answered"
+
+
+def test_a_whole_run_on_an_object_store(
+    tmp_path: Path, make_shards: MakeShards, object_store: str
+) -> None:
+    # A command of its own: workers have the environment of whoever starts Ray.
+    words = ["--dataset", make_shards(20), "--model", "fake", "--attributes", "race,gender"]
+    words += ["--output-dir", object_store, "--no-score"]
+    command = [sys.executable, "-m", "jobs.cli", "run", *map(str, words)]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+    assert "every request has its reply; nothing is asked" in done.stdout
+    folder = existing(object_store)
+    found = journal.files(folder.replies)
+    assert not found.unmerged
+    assert journal.reader(folder.replies, found.names).read_all().num_rows == 40
+    assert not folder.root.exists("lease.json")
+    outcomes = Counter[str]()
+    for name in folder.predictions.names():
+        with folder.predictions.open(name) as file:
+            table = pq.read_table(file)
+        assert table.num_rows == 20
+        outcomes.update(map(str, table.column("outcome").to_pylist()))
+    assert outcomes.total() == 40
+    assert outcomes["answered"] > 30
+    assert "pending" not in outcomes
+    ended = json.loads(folder.root.read("status.json"))
+    assert (ended["state"], ended["answered"], ended["requests"]) == ("answered", 40, 40)
