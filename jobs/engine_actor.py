@@ -208,7 +208,7 @@ class EngineActor:
             if self._engine.calls_in_flight is None:
                 await self._ask_engine(requests)
             else:
-                await asyncio.gather(*(self._ask_paid(request) for request in requests))
+                await self._ask_all_paid(requests)
         except _BrokenContractError:
             raise
         except EngineError as error:
@@ -218,13 +218,27 @@ class EngineActor:
             os._exit(1)
         await self._watch.answered.remote(self._worker, ticket)
 
-    async def _ask_paid(self, request: Request) -> None:
+    async def _ask_all_paid(self, requests: Sequence[Request]) -> None:
+        """A call for each; where one fails no other begins, and those in flight are waited for."""
+        failed = asyncio.Event()
+        outcomes = await asyncio.gather(
+            *(self._ask_paid(request, failed) for request in requests), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+
+    async def _ask_paid(self, request: Request, failed: asyncio.Event) -> None:
         """One call; its place is given to another when its reply is durable."""
         async with self._places:
-            if self._stopped is not None and self._stopped.done():
+            if failed.is_set() or (self._stopped is not None and self._stopped.done()):
                 return
-            await self._ask_engine([request])
-            await self._durable()
+            try:
+                await self._ask_engine([request])
+                await self._durable()
+            except BaseException:
+                failed.set()
+                raise
 
     async def _ask_engine(self, requests: Sequence[Request]) -> None:
         outstanding = {request.request_id for request in requests}
