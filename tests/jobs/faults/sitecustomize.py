@@ -158,7 +158,9 @@ def _parquet(module: Any) -> None:
             self._met("write", lambda: super(ParquetWriter, self).write_table(*args, **kwargs))
 
         def close(self) -> None:
-            if self.is_open:
+            # Once, as the file below is closed once, whatever comes of it.
+            if self.is_open and not self.__dict__.setdefault("_closing", False):
+                self._closing = True
                 self._met("close", super().close)
 
         def _met(self, operation: str, act: Any) -> None:
