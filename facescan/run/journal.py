@@ -199,7 +199,7 @@ def files(storage: Storage) -> Files:
     return Files(
         names=tuple(name for name in present if name in counting),
         missing=tuple(sorted(set(merged.files) - set(present))),
-        left=tuple(name for name in present if name not in counting),
+        left=tuple(name for name in present if name not in counting and _NAME.fullmatch(name)),
         unmerged=bool(parts),
     )
 

@@ -560,3 +560,13 @@ def test_a_block_that_raises_leaves_the_old_file(tmp_path: Path) -> None:
         half_written()
     assert final.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_a_file_that_somebody_else_put_there_is_not_deleted(tmp_path: Path) -> None:
+    place = storage.at(tmp_path)
+    several_files_to_merge(place)
+    journal.compact(place)
+    (tmp_path / "notes.parquet").write_bytes(b"mine")
+    journal.compact(place)
+    assert (tmp_path / "notes.parquet").read_bytes() == b"mine"
+    assert journal.files(place).left == ()
