@@ -538,6 +538,10 @@ def disk_fails(it: Job, command: Warm, expected: dict[str, str], fault: Fault) -
     assert code == 0, f"{struck}, again: exit {code}: {it.messages}"
     rows = found(it.folder)
     assert rows == expected, f"{struck}: other rows"
+    calls = [key for key, _ in it.calls]
+    again = len(calls) - len(set(calls))
+    # A disk that fails once takes what was in flight a moment later.
+    assert again <= (0 if fault.once else IN_FLIGHT), f"{struck}: {again} calls made again"
     return messages
 
 
