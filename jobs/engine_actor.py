@@ -195,6 +195,8 @@ class EngineActor:
         for group in plan.groups:
             async with self._beside.nothing():
                 await self._ask_group([requests[key] for key in group])
+            # The next group may end this process.
+            await self._durable()
         for key in plan.condemned:
             cause = EngineError(_KILLS_ENGINES)
             self._take(engines.failed(key, self._engine.info, cause, latency_s=0.0))
