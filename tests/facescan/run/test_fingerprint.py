@@ -19,10 +19,9 @@ from facescan.errors import DataError, MixingError
 from facescan.run import manifest
 from facescan.run.folder import RunFolder
 from facescan.run.manifest import AnsweredBy, Manifest
-from jobs import cli
+from jobs import cli, record
 from jobs.config import resolve
 from jobs.passes import passes
-from jobs.run import _record
 from tests.conftest import MakeShards
 
 # Its pixels and its numerics are what the card says, each for itself.
@@ -84,7 +83,7 @@ class Setup:
         for path in config.include_path:
             registry.include(path)
         data = shards.open(config.dataset, config.split)
-        return _record(config, self.run, data, passes(config, data.label_sets))
+        return record.of(config, self.run, data, passes(config, data.label_sets))
 
 
 @pytest.fixture
