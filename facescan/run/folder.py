@@ -78,7 +78,7 @@ def startable(location: str) -> RunFolder:
     folder = RunFolder(storage.at(location))
     if not folder.is_run and _others(folder.root):
         raise UsageError(
-            f"--output-dir {location}: there is something, and it is no run (no {MANIFEST}); "
+            f"--output-dir {location}: what is there is neither empty nor a run (no {MANIFEST}); "
             "give another folder, or empty it"
         )
     return folder
