@@ -7,6 +7,7 @@ Ray Data only moves encoded images to the actors. What leaves an actor says noth
 batch is done, when its replies are durable, so nothing depends on the end of the pipeline.
 """
 
+import os
 import time
 import warnings
 from collections.abc import Generator, Iterator
@@ -25,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from facescan import images
 from facescan.errors import DataError, EngineError, FacescanError
+from facescan.run import lease
 from facescan.run.manifest import AnsweredBy
 from facescan.run.plan import Plan
 from facescan.run.selection import Selection
@@ -94,7 +96,7 @@ class Report:
 def start_watch() -> Any:
     """A `Watch` in an actor beside the driver, where no other node's death reaches it."""
     here = ray.get_runtime_context().get_node_id()
-    return (
+    watch = (
         ray.remote(Watch)
         .options(
             num_cpus=0,
@@ -103,6 +105,8 @@ def start_watch() -> Any:
         )
         .remote()
     )
+    ray.get(watch.stop_with.remote(os.getpid(), lease.processes()))
+    return watch
 
 
 def answer(

@@ -52,7 +52,7 @@ class Holder(BaseModel):
 
     def is_gone(self, now: datetime) -> bool:
         """Whether somebody else may take the lease."""
-        if (self.host, self.processes) == (socket.gethostname(), _processes()):
+        if (self.host, self.processes) == (socket.gethostname(), processes()):
             return _started(self.pid) != self.started
         return now - self.renewed > timedelta(seconds=LIFETIME)
 
@@ -138,7 +138,7 @@ def _taken(storage: Storage) -> Lease:
     mine = Holder(
         lease=uuid.uuid4().hex,
         host=socket.gethostname(),
-        processes=_processes(),
+        processes=processes(),
         pid=os.getpid(),
         started=_started(os.getpid()) or "",
         since=now,
@@ -169,7 +169,8 @@ def _text(holder: Holder) -> bytes:
     return holder.model_dump_json(indent=2).encode() + b"\n"
 
 
-def _processes() -> str:
+def processes() -> str:
+    """Among which processes an id of this one is unique: boot of the machine and PID namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     namespace = Path("/proc/self/ns/pid")
     if not boot.exists():  # no Linux: a host can be told by its name only

@@ -1,10 +1,13 @@
 """What kills an engine is found by few restarts, and what was only there is never blamed."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
+from facescan.run import lease
 from jobs.watch import HOPELESS, Round, Watch
 
 KEYS = [f"{number:04d}" for number in range(512)]
@@ -248,3 +251,38 @@ def test_batches_are_under_way_until_they_end_or_their_worker_dies() -> None:
         assert await watch.working() == 0
 
     watching(scene)
+
+
+def test_nothing_is_asked_for_a_driver_that_has_died() -> None:
+    async def asked() -> tuple[int | None, int | None]:
+        watch = Watch()
+        await watch.started("worker")
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as driver:
+            await watch.stop_with(driver.pid, lease.processes())
+            before = await watch.ask("worker", KEYS[:1])
+            driver.kill()
+            await asyncio.wait_for(watch.until_stopped(), 30)
+        return before, await watch.ask("worker", KEYS[1:2])
+
+    assert asyncio.run(asked()) == (1, None)
+
+
+def test_nothing_is_asked_for_a_driver_that_died_before_it_was_looked_at() -> None:
+    async def stopped() -> bool:
+        watch = Watch()
+        driver = subprocess.Popen([sys.executable, "-c", ""])
+        driver.wait()
+        await watch.stop_with(driver.pid, lease.processes())
+        return (await watch.round(KEYS)).stopped
+
+    assert asyncio.run(stopped())
+
+
+def test_a_driver_among_other_processes_is_not_looked_for() -> None:
+    async def stopped() -> bool:
+        watch = Watch()
+        # The largest id that Linux can give: nobody's here.
+        await watch.stop_with(2**22, "another boot")
+        return (await watch.round(KEYS)).stopped
+
+    assert not asyncio.run(stopped())
