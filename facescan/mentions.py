@@ -221,12 +221,13 @@ class Vocabulary:
 
 def _coarser(attribute: Attribute, asked: LabelSet) -> dict[str, frozenset[str]]:
     """Words of the attribute's other sets -> the asked labels that are seen as them."""
-    found = {}
+    found: dict[str, frozenset[str]] = {}
     for other in attribute.label_sets:
         view = attribute.view(asked.name, other.name)
         merges = view.merges if view is not None else {}
         for phrase, label in {**other.synonyms, **{name: name for name in other.labels}}.items():
-            found[normal(phrase)] = frozenset(n for n in asked.labels if merges.get(n) == label)
+            covered = frozenset(n for n in asked.labels if merges.get(n) == label)
+            found[normal(phrase)] = found.get(normal(phrase), frozenset()) | covered
     return found
 
 

@@ -1,52 +1,64 @@
-"""Emotion, as the face expresses it: AffectNet's eight categories."""
+"""Emotion, as the face expresses it: AffectNet's eight categories, and the seven without contempt.
 
-from facescan.attributes import Attribute, Example, LabelSet
+RAF-DB's seven categories are `emotion-7` under other words, which are synonyms here: a protocol
+may offer `happiness` for `happy`, and a table says `map: {Happiness: happy}`.
+"""
+
+from facescan.attributes import Attribute, Example, LabelSet, View
 from facescan.types import FinishReason, Outcome
+
+_SYNONYMS = {
+    "neutrality": "neutral",
+    "calm": "neutral",
+    "expressionless": "neutral",
+    "no emotion": "neutral",
+    "no expression": "neutral",
+    "happiness": "happy",
+    "joy": "happy",
+    "joyful": "happy",
+    "cheerful": "happy",
+    "sadness": "sad",
+    "unhappy": "sad",
+    "sorrow": "sad",
+    "sorrowful": "sad",
+    "surprised": "surprise",
+    "astonished": "surprise",
+    "astonishment": "surprise",
+    "shocked": "surprise",
+    "fearful": "fear",
+    "afraid": "fear",
+    "scared": "fear",
+    "frightened": "fear",
+    "disgusted": "disgust",
+    "angry": "anger",
+    "mad": "anger",
+    "furious": "anger",
+    "contemptuous": "contempt",
+    "disdain": "contempt",
+    "disdainful": "contempt",
+    "scorn": "contempt",
+    "scornful": "contempt",
+}
 
 _EMOTION_8 = LabelSet(
     name="emotion-8",
     labels=("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt"),
-    synonyms={
-        "neutrality": "neutral",
-        "calm": "neutral",
-        "expressionless": "neutral",
-        "no emotion": "neutral",
-        "no expression": "neutral",
-        "happiness": "happy",
-        "joy": "happy",
-        "joyful": "happy",
-        "cheerful": "happy",
-        "sadness": "sad",
-        "unhappy": "sad",
-        "sorrow": "sad",
-        "sorrowful": "sad",
-        "surprised": "surprise",
-        "astonished": "surprise",
-        "astonishment": "surprise",
-        "shocked": "surprise",
-        "fearful": "fear",
-        "afraid": "fear",
-        "scared": "fear",
-        "frightened": "fear",
-        "disgusted": "disgust",
-        "angry": "anger",
-        "mad": "anger",
-        "furious": "anger",
-        "contemptuous": "contempt",
-        "disdain": "contempt",
-        "disdainful": "contempt",
-        "scorn": "contempt",
-        "scornful": "contempt",
-    },
+    synonyms=_SYNONYMS,
     source="AffectNet, codes 0 to 7",
+)
+_EMOTION_7 = LabelSet(
+    name="emotion-7",
+    labels=_EMOTION_8.labels[:-1],
+    synonyms={phrase: label for phrase, label in _SYNONYMS.items() if label != "contempt"},
+    source="AffectNet-7, which leaves contempt out; RAF-DB (basic) and FER2013, in other words",
 )
 
 ATTRIBUTE = Attribute(
     name="emotion",
     noun="emotion",
     also_called=("expression", "facial expression"),
-    label_sets=(_EMOTION_8,),
-    views=(),
+    label_sets=(_EMOTION_8, _EMOTION_7),
+    views=(View("emotion-8", "emotion-7", {label: label for label in _EMOTION_7.labels}),),
     # A smile is something a face does; which emotion it shows is the question.
     off_list=(
         *("smile", "smiling", "laughing", "crying", "frowning", "serious", "confused"),
@@ -69,6 +81,8 @@ ATTRIBUTE = Attribute(
         Example("Not only happy: happy and joyful", "emotion-8", Outcome.ANSWERED, "happy"),
         Example('{"emotion": "fear", "confidence": 0.8}', "emotion-8", Outcome.ANSWERED, "fear"),
         Example('{"expression": ["disgust"]}', "emotion-8", Outcome.ANSWERED, "disgust"),
+        Example("Happiness", "emotion-7", Outcome.ANSWERED, "happy"),
+        Example("Contempt.", "emotion-7", Outcome.OFF_LIST),
         Example("not happy", "emotion-8", Outcome.UNPARSED),
         Example("He doesn't look happy or surprised.", "emotion-8", Outcome.UNPARSED),
         Example("neither happy nor sad", "emotion-8", Outcome.UNPARSED),

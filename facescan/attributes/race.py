@@ -1,4 +1,8 @@
-"""Race, as perceived: FairFace's categories."""
+"""Race, as perceived: FairFace's categories, and the coarser ones of other face data sets.
+
+UTKFace's `Others` holds whoever is none of its four named categories, "like Hispanic, Latino,
+Middle Eastern"; the sets with four categories leave these persons out.
+"""
 
 from facescan.attributes import Attribute, Example, LabelSet, View
 from facescan.types import FinishReason, Outcome
@@ -12,6 +16,16 @@ _MERGES = {
     "Indian": "Indian",
     "Middle Eastern": "Middle Eastern",
 }
+
+_TO_UTKFACE = {
+    "White": "White",
+    "Black": "Black",
+    "Asian": "Asian",
+    "Indian": "Indian",
+    "Latino_Hispanic": "Others",
+    "Middle Eastern": "Others",
+}
+_TO_4 = {label: label for label in ("White", "Black", "Asian", "Indian")}
 
 _SYNONYMS = {
     "caucasian": "White",
@@ -55,17 +69,38 @@ _RACE_7 = LabelSet(
     synonyms=_SYNONYMS,
     source="FairFace, the seven categories of its label files",
 )
+_SYNONYMS_6 = {
+    **{phrase: _MERGES[label] for phrase, label in _SYNONYMS.items()},
+    "east asian": "Asian",
+    "southeast asian": "Asian",
+    "asian american": "Asian",
+    "oriental": "Asian",
+}
 _RACE_6 = LabelSet(
     name="race-6",
     labels=("White", "Black", "Latino_Hispanic", "Asian", "Indian", "Middle Eastern"),
-    synonyms={
-        **{phrase: _MERGES[label] for phrase, label in _SYNONYMS.items()},
-        "east asian": "Asian",
-        "southeast asian": "Asian",
-        "asian american": "Asian",
-        "oriental": "Asian",
-    },
+    synonyms=_SYNONYMS_6,
     source="FairFace with East and Southeast Asian merged, as in arXiv 2410.24148",
+)
+_RACE_UTKFACE = LabelSet(
+    name="race-utkface",
+    labels=("White", "Black", "Asian", "Indian", "Others"),
+    synonyms={
+        **{phrase: _TO_UTKFACE[label] for phrase, label in _SYNONYMS_6.items()},
+        "latino hispanic": "Others",
+        "middle eastern": "Others",
+        "latinx or hispanic or middle eastern": "Others",
+        "latino or hispanic or middle eastern": "Others",
+        "latinx hispanic middle eastern": "Others",
+        "other": "Others",
+    },
+    source="UTKFace, codes 0 to 4; views into it as arXiv 2410.24148 is naturally read",
+)
+_RACE_4 = LabelSet(
+    name="race-4",
+    labels=tuple(_TO_4),
+    synonyms={phrase: label for phrase, label in _SYNONYMS_6.items() if label in _TO_4},
+    source="FairFace's second published model, which knows four categories",
 )
 
 _COLOURED = (
@@ -78,8 +113,15 @@ ATTRIBUTE = Attribute(
     name="race",
     noun="race",
     also_called=("ethnicity",),
-    label_sets=(_RACE_7, _RACE_6),
-    views=(View("race-7", "race-6", _MERGES),),
+    label_sets=(_RACE_7, _RACE_6, _RACE_UTKFACE, _RACE_4),
+    views=(
+        View("race-7", "race-6", _MERGES),
+        View("race-7", "race-utkface", {n: _TO_UTKFACE[six] for n, six in _MERGES.items()}),
+        View("race-6", "race-utkface", _TO_UTKFACE),
+        View("race-7", "race-4", {n: six for n, six in _MERGES.items() if six in _TO_4}),
+        View("race-6", "race-4", _TO_4),
+        View("race-utkface", "race-4", _TO_4),
+    ),
     off_list=(
         *("mixed", "mixed race", "biracial", "multiracial", "other", "human", "human race"),
         *("american indian", "native american", "indigenous", "west indian", "central asian"),
@@ -109,6 +151,11 @@ ATTRIBUTE = Attribute(
         Example("Not White, but Middle Eastern.", "race-7", Outcome.ANSWERED, "Middle Eastern"),
         Example('```json\n{"race": "Indian"}\n```', "race-7", Outcome.ANSWERED, "Indian"),
         Example('{"Race/Ethnicity": "South Asian"}', "race-7", Outcome.ANSWERED, "Indian"),
+        Example("Hispanic or Latino", "race-utkface", Outcome.ANSWERED, "Others"),
+        Example("Other.", "race-utkface", Outcome.ANSWERED, "Others"),
+        Example("Other", "race-7", Outcome.OFF_LIST),
+        Example("Southeast Asian", "race-4", Outcome.ANSWERED, "Asian"),
+        Example("The person looks Middle Eastern.", "race-4", Outcome.OFF_LIST),
         Example("Asian", "race-7", Outcome.OFF_LIST),
         Example("Mixed", "race-7", Outcome.OFF_LIST),
         Example("American Indian", "race-7", Outcome.OFF_LIST),

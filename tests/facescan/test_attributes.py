@@ -138,6 +138,55 @@ def test_the_papers_merges() -> None:
     assert race.view("race-6", "race-7") is None
 
 
+def test_what_has_no_place_in_a_view_is_left_out_of_it() -> None:
+    race, emotion = attributes.load("race"), attributes.load("emotion")
+    for attribute, source, target, left_out in (
+        (race, "race-7", "race-4", {"Latino_Hispanic", "Middle Eastern"}),
+        (race, "race-6", "race-4", {"Latino_Hispanic", "Middle Eastern"}),
+        (race, "race-utkface", "race-4", {"Others"}),
+        (race, "race-7", "race-utkface", set()),
+        (emotion, "emotion-8", "emotion-7", {"contempt"}),
+    ):
+        view = attribute.view(source, target)
+        assert view is not None
+        assert set(attribute.label_set(source).labels) - set(view.merges) == left_out
+        assert set(view.merges.values()) == set(attribute.label_set(target).labels)
+
+
+def test_utkfaces_others_are_those_of_no_other_category() -> None:
+    race = attributes.load("race")
+    seven, six = race.view("race-7", "race-utkface"), race.view("race-6", "race-utkface")
+    assert seven is not None
+    assert six is not None
+    for view in (seven, six):
+        assert {n for n, seen in view.merges.items() if seen == "Others"} == {
+            "Latino_Hispanic",
+            "Middle Eastern",
+        }
+    assert {seven.merges[n] for n in ("East Asian", "Southeast Asian")} == {"Asian"}
+
+
+@pytest.mark.parametrize(
+    ("years", "nine", "five"),
+    [
+        (0, "0-2", "0-9"),
+        (2, "0-2", "0-9"),
+        (3, "3-9", "0-9"),
+        (9, "3-9", "0-9"),
+        (10, "10-19", "10-19"),
+        (39, "30-39", "20-39"),
+        (59, "50-59", "40-59"),
+        (60, "60-69", "More than 60"),
+        (70, "more than 70", "More than 60"),
+        (116, "more than 70", "More than 60"),
+    ],
+)
+def test_years_fall_into_the_group_that_covers_them(years: int, nine: str, five: str) -> None:
+    age = attributes.load("age")
+    assert age.label_set("age-9").covering(years, years) == nine
+    assert age.label_set("age-5").covering(years, years) == five
+
+
 def test_a_set_seen_in_itself_is_the_identity() -> None:
     gender = attributes.load("gender")
     view = gender.view("gender-2", "gender-2")
