@@ -208,7 +208,8 @@ def ls(kind: Annotated[Kind, typer.Argument()], include_path: IncludePath = None
         Kind.PROTOCOLS: lambda name: protocols.load(name).description,
         Kind.ATTRIBUTES: lambda name: ", ".join(s.name for s in attributes.load(name).label_sets),
     }
-    names = registry.names(f"facescan.{kind}")
+    # A family of datasets is one file with several names.
+    names = datasets.names() if kind is Kind.DATASETS else registry.names(f"facescan.{kind}")
     width = max(map(len, names))
     for name in names:
         typer.echo(f"{name:{width}}  {' '.join(described[kind](name).split())}")

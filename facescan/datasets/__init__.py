@@ -1,5 +1,8 @@
 """Where face photographs come from: one file per dataset, each defining `DATASET`.
 
+A dataset that is published in several editions, whose results must not be taken for each other, is
+a family: its file defines `DATASETS`, whose members are addressed as `family.member`.
+
 A dataset file knows how its source is laid out and nothing of shards. It yields rows in an order
 that is always the same, without holding them; what is true of every dataset (labels are of the
 declared label sets, ids and splits are there, one split is asked for) is checked here, so that
@@ -14,7 +17,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from facescan import attributes, registry
-from facescan.errors import DataError
+from facescan.errors import DataError, UnknownNameError, UsageError
 
 PACKAGE = "facescan.datasets"
 
@@ -110,7 +113,8 @@ class Dataset(Generic[OptionsT]):
     """One dataset, or one kind of them.
 
     Attributes:
-        name: the file's name; for a kind, the name its options give.
+        name: the file's name, of a family's member with `.member` behind it; for a kind, the name
+            its options give.
         description: one line.
         licence: of the images, in words or as an SPDX identifier.
         revision: the edition of the source that the reader was written for.
@@ -184,16 +188,28 @@ class Dataset(Generic[OptionsT]):
 
 
 def names() -> tuple[str, ...]:
-    """The names of all datasets."""
-    return registry.names(PACKAGE)
+    """The names of all datasets, each member of a family for itself."""
+    return tuple(name for file in registry.names(PACKAGE) for name in _in_file(file))
 
 
 def load(name: str) -> Dataset[Any]:
     """The dataset of that name.
 
     Raises:
-        UnknownNameError: no file carries the name.
+        UnknownNameError: no file carries the name, or its family has no such member.
+        UsageError: it is a family's name.
     """
-    dataset = registry.load(PACKAGE, name).DATASET
-    assert isinstance(dataset, Dataset)
-    return dataset
+    file = registry.path(PACKAGE, name).stem
+    found = _in_file(file)
+    if name in found:
+        return found[name]
+    if name == file:
+        raise UsageError(f"dataset '{name}' has several editions; say which: {', '.join(found)}")
+    raise UnknownNameError("dataset", name, found)
+
+
+def _in_file(file: str) -> dict[str, Dataset[Any]]:
+    module = registry.load(PACKAGE, file)
+    if hasattr(module, "DATASETS"):
+        return {dataset.name: dataset for dataset in module.DATASETS}
+    return {file: module.DATASET}

@@ -5,7 +5,6 @@ without labels.
 """
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from facescan import attributes
-from facescan.datasets import Dataset, Example, Rejected, Source, SourceRow, _cells
+from facescan.datasets import Dataset, Example, Rejected, Source, SourceRow, _cells, _folder
 from facescan.errors import DataError, UsageError
 
 _IMAGE_SUFFIXES = {
@@ -149,15 +148,11 @@ def _image_files(source: Source[TableOptions]) -> Iterator[SourceRow | Rejected]
         setting, column = named[0]
         raise DataError(f"{root}: no table in it that could have a column '{column}' ({setting})")
     split = _split(options)
-    for folder, folders, files in os.walk(root):
-        # Sorted in place, `os.walk` goes through the folders in this order.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in files if not name.startswith(".")):
-            path = Path(folder, name).relative_to(root).as_posix()
-            if Path(name).suffix.lower() in _IMAGE_SUFFIXES:
-                yield SourceRow(path, path, path, split)
-            else:
-                yield Rejected(path, "not_an_image_file")
+    for path in _folder.files(root):
+        if Path(path).suffix.lower() in _IMAGE_SUFFIXES:
+            yield SourceRow(path, path, path, split)
+        else:
+            yield Rejected(path, "not_an_image_file")
 
 
 def _table_rows(source: Source[TableOptions], tables: list[Path]) -> Iterator[SourceRow]:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from facescan import attributes, datasets
+from facescan import attributes, datasets, registry
 from facescan.datasets import Dataset, Example, Source
+from facescan.errors import UnknownNameError, UsageError
 
 NAMES = datasets.names()
 EXAMPLES = [
@@ -35,6 +36,20 @@ def test_a_dataset_declares_what_is_there(name: str) -> None:
     for attribute, label_set in dataset.label_sets.items():
         assert attributes.load(attribute).label_set(label_set).labels
     assert dataset.examples or not dataset.needs_source
+
+
+def test_every_dataset_is_found_by_the_name_of_its_file() -> None:
+    assert {name.partition(".")[0] for name in NAMES} == set(registry.names(datasets.PACKAGE))
+    assert len(set(NAMES)) == len(NAMES)
+
+
+def test_of_a_family_a_member_is_named() -> None:
+    assert datasets.load("utkface.wild").name == "utkface.wild"
+    with pytest.raises(UsageError, match=r"say which: utkface\.aligned, utkface\.wild"):
+        datasets.load("utkface")
+    for name, known in (("utkface.wide", r"utkface\.aligned, utkface\.wild"), ("table.x", "table")):
+        with pytest.raises(UnknownNameError, match=f"unknown dataset '{name}'; known: {known}"):
+            datasets.load(name)
 
 
 @pytest.mark.parametrize(("name", "example"), EXAMPLES)

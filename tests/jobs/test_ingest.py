@@ -4,15 +4,18 @@ import os
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from rich.console import Console
 
-from facescan import registry, shards
+from facescan import datasets, registry, shards
+from facescan.datasets import Example, Rejected, SourceRow
 from facescan.errors import DataError, UsageError
 from facescan.images import Limits
 from facescan.shards import MANIFEST, IngestManifest
@@ -94,6 +97,59 @@ def test_a_source_becomes_shards_with_its_bytes_unchanged(work: Workspace) -> No
     assert (row["label_gender"], row["value_years"]) == ("Female", 24.0)
     assert (opened.digest, opened.licence) == (manifest.digest, "CC0")
     assert opened.label_sets == {"gender": "gender-2"}
+
+
+@pytest.mark.parametrize(
+    ("name", "example"),
+    [
+        pytest.param(name, example, id=f"{name}-{number}")
+        for name in datasets.names()
+        for number, example in enumerate(datasets.load(name).examples)
+    ],
+)
+def test_the_examples_of_a_dataset_become_shards_row_by_row(
+    name: str, example: Example, tmp_path: Path
+) -> None:
+    rows = [row for row in example.rows if isinstance(row, SourceRow)]
+    paths = [row.image for row in rows if isinstance(row.image, str)]
+    pictures = {path: jpeg(number) for number, path in enumerate(paths)}
+    for path, contents in {**example.files, **pictures}.items():
+        (tmp_path / "source" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / path).write_bytes(contents)
+    config = tmp_path / "options.yaml"
+    config.write_text(yaml.safe_dump(dict(example.options)))
+    manifest = job.ingest(
+        name,
+        tmp_path / "out",
+        Console(file=io.StringIO()),
+        source=tmp_path / "source",
+        config=config,
+    )
+    opened = shards.open(str(tmp_path / "out"))
+    found = [
+        row
+        for table in opened.read(opened.row_groups, opened.schema.names)
+        for row in table.to_pylist()
+    ]
+    expected = [
+        {
+            "image_id": row.image_id,
+            "image_sha256": hashlib.sha256(data).hexdigest(),
+            "image": {"bytes": data, "path": row.image},
+            "dataset": name,
+            "split": row.split,
+            "subject_id": row.subject_id,
+            **{f"label_{key}": value for key, value in row.labels.items()},
+            **{f"value_{key}": value for key, value in row.values.items()},
+            **{f"group_{key}": value for key, value in row.groups.items()},
+        }
+        for row, data in zip(rows, pictures.values(), strict=True)
+    ]
+    # Each split has files of its own.
+    assert found == sorted(expected, key=lambda row: str(row["split"]))
+    assert manifest.rejected == Counter(
+        row.reason for row in example.rows if isinstance(row, Rejected)
+    )
 
 
 def test_the_summary_says_what_was_taken_and_what_was_not(work: Workspace) -> None:
