@@ -1,7 +1,9 @@
 """The cells of CSV and Parquet tables, row by row in bounded memory; of the named columns only."""
 
 import csv
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,29 @@ def read(path: Path, name: str, columns: Columns) -> Cells:
     return _parquet(path, name, columns) if suffix == ".parquet" else _csv(path, name, columns)
 
 
+def image(cell: Any, where: str) -> tuple[bytes | str | None, str | None]:
+    """The image in a cell, its bytes or its path, and its path where it has one.
+
+    Raises:
+        DataError: the cell holds something else.
+    """
+    if isinstance(cell, dict):
+        path = text(cell.get("path"))
+        return cell.get("bytes") or path, path
+    if isinstance(cell, bytes):
+        return cell, None
+    if cell is None or isinstance(cell, str):
+        return text(cell), text(cell)
+    raise DataError(f"{where}: the image is neither a path nor bytes")
+
+
+def text(cell: Any) -> str | None:
+    """What a cell says, None where it is empty."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return None
+    return str(cell).strip() or None
+
+
 def _check(columns: Columns, found: Sequence[str], name: str) -> None:
     if "image" not in dict(columns):
         raise DataError(
@@ -75,19 +100,37 @@ def _csv(path: Path, name: str, columns: Columns) -> Cells:
             raise DataError(f"{name}, after line {lines.line_num}: {error}") from error
 
 
+def schema(path: Path, name: str) -> pa.Schema:
+    """Columns and metadata of a Parquet file; errors call it `name`.
+
+    Raises:
+        DataError: not a Parquet file, or one that is refused.
+    """
+    with _opened(path, name) as (_, parquet, _):
+        return parquet.schema_arrow
+
+
 def _parquet(path: Path, name: str, columns: Columns) -> Cells:
     wanted = list(dict.fromkeys(column for _, column in columns))
+    with _opened(path, name) as (file, parquet, groups):
+        _check(columns, parquet.schema_arrow.names, name)
+        number = 0
+        for batch in _batches(file, parquet, groups, wanted, name):
+            for cells in batch.to_pylist():
+                number += 1
+                yield f"row {number}", cells
+
+
+@contextmanager
+def _opened(
+    path: Path, name: str
+) -> Iterator[tuple[pa.NativeFile, pq.ParquetFile, tuple[footers.Group, ...]]]:
     try:
         with pa.OSFile(str(path), "rb") as file:
             groups = footers.read(file, name)
             # Pre-buffered or unbuffered, Arrow would read a whole column of a row group at once.
             with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False) as parquet:
-                _check(columns, parquet.schema_arrow.names, name)
-                number = 0
-                for batch in _batches(file, parquet, groups, wanted, name):
-                    for cells in batch.to_pylist():
-                        number += 1
-                        yield f"row {number}", cells
+                yield file, parquet, groups
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{name}: {error}") from error
 

@@ -190,7 +190,7 @@ class _Labels:
 
     def label(self, value: Any) -> str | None:
         """The label that a cell means; an unknown text is returned as it is."""
-        text = _text(value)
+        text = _cells.text(value)
         if text is None or text in self._map:
             return self._map.get(text) if text is not None else None
         return self._canonical.get(text.casefold(), text)
@@ -199,40 +199,22 @@ class _Labels:
 def _row(
     options: TableOptions, labels: Mapping[str, _Labels], where: str, cells: Mapping[str, Any]
 ) -> SourceRow:
-    image, path = _image(cells[options.image or ""], where)
-    split = _text(cells[options.split]) if isinstance(options.split, str) else _split(options)
+    image, path = _cells.image(cells[options.image or ""], where)
+    split = _cells.text(cells[options.split]) if isinstance(options.split, str) else _split(options)
     return SourceRow(
         where=where,
-        image_id=(path or where) if options.id is None else (_text(cells[options.id]) or ""),
+        image_id=(path or where) if options.id is None else (_cells.text(cells[options.id]) or ""),
         image=image,
         split=split or "",
-        subject_id=_text(cells[options.subject]) if options.subject is not None else None,
+        subject_id=_cells.text(cells[options.subject]) if options.subject is not None else None,
         labels={name: each.label(cells[each.column]) for name, each in labels.items()},
         values={n: _number(cells[c], where, c) for n, c in options.values.items()},
-        groups={name: _text(cells[column]) for name, column in options.groups.items()},
+        groups={name: _cells.text(cells[column]) for name, column in options.groups.items()},
     )
 
 
-def _image(cell: Any, where: str) -> tuple[bytes | str | None, str | None]:
-    """The image and, where it has one, its path."""
-    if isinstance(cell, dict):
-        path = _text(cell.get("path"))
-        return cell.get("bytes") or path, path
-    if isinstance(cell, bytes):
-        return cell, None
-    if cell is None or isinstance(cell, str):
-        return _text(cell), _text(cell)
-    raise DataError(f"{where}: the image is neither a path nor bytes")
-
-
-def _text(cell: Any) -> str | None:
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return None
-    return str(cell).strip() or None
-
-
 def _number(cell: Any, where: str, column: str) -> float | None:
-    text = _text(cell)
+    text = _cells.text(cell)
     if text is None:
         return None
     try:

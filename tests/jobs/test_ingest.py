@@ -21,6 +21,7 @@ from facescan.images import Limits
 from facescan.shards import MANIFEST, IngestManifest
 from jobs import ingest as job
 from jobs import loading
+from tests.facescan.test_fairface import FACES, M4_RACES, m4_names, write
 
 OPTIONS = """
 name: my-faces
@@ -150,6 +151,24 @@ def test_the_examples_of_a_dataset_become_shards_row_by_row(
     assert manifest.rejected == Counter(
         row.reason for row in example.rows if isinstance(row, Rejected)
     )
+
+
+def test_two_repositories_that_number_labels_differently_become_the_same_rows(
+    tmp_path: Path,
+) -> None:
+    found = []
+    for number, races in enumerate((M4_RACES, sorted(M4_RACES))):
+        source, out = tmp_path / f"source-{number}", tmp_path / f"out-{number}"
+        write(source / "0.25" / "validation-00000-of-00001.parquet", FACES, m4_names(races))
+        manifest = job.ingest("fairface.025", out, Console(file=io.StringIO()), source=source)
+        assert manifest.unusable == {"not_an_image": len(FACES)}, "the bytes are only numbers"
+        opened = shards.open(str(out))
+        (table,) = opened.read(opened.row_groups, opened.schema.names)
+        found.append(table.to_pylist())
+    assert found[0] == found[1]
+    assert [(row["image_id"], row["label_race"]) for row in found[0]] == [
+        (f"val/row-{number}", face["race"]) for number, face in enumerate(FACES)
+    ]
 
 
 def test_the_summary_says_what_was_taken_and_what_was_not(work: Workspace) -> None:
