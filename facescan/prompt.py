@@ -88,34 +88,37 @@ def _question(
 def _joint(
     card: ModelCard, protocol: Protocol, attributes: tuple[str, ...], preprocessing: str
 ) -> Question:
-    """The one question of a joint protocol: its whole wording, whichever attributes are asked.
+    """The question about several attributes: its whole wording, whichever of them are asked.
 
     So asking about a further attribute later finds the replies that are there already.
     """
-    if protocol.answer_mode is not AnswerMode.FREE:
-        raise UsageError(
-            f"protocol '{protocol.name}': one call for all attributes is answered freely; "
-            f"answer mode '{protocol.answer_mode}' needs one call per attribute"
-        )
-    if protocol.joint_question is None:
-        raise UsageError(f"protocol '{protocol.name}': `joint` needs a `joint_question`")
     if card.checkpoints:
         raise UsageError(
             f"model '{card.name}' has a checkpoint per attribute; protocol '{protocol.name}' "
-            "asks all attributes in one call"
+            f"asks about {', '.join(attributes)} in one call"
         )
-    wording = protocol.joint_question
+    wording = protocol.joint_question or ""
     offered = {}
     for name, asked in protocol.attributes.items():
-        offered[name] = _offered(protocol, name, asked)
-        wording = wording.replace(f"{{{name}_labels}}", _listing(asked, offered[name]))
+        if asked.question is None:
+            offered[name] = _offered(protocol, name, asked)
+            wording = wording.replace(f"{{{name}_labels}}", _listing(asked, offered[name]))
     return _question(card, protocol, attributes, wording, offered, preprocessing)
+
+
+def _alone(
+    card: ModelCard, protocol: Protocol, attribute: str, wording: str, preprocessing: str
+) -> Question:
+    asked = protocol.attributes[attribute]
+    offered = _offered(protocol, attribute, asked)
+    wording = wording.replace("{labels}", _listing(asked, offered))
+    return _question(card, protocol, (attribute,), wording, {attribute: offered}, preprocessing)
 
 
 def questions(
     card: ModelCard, protocol: Protocol, attributes: Sequence[str], preprocessing: str
 ) -> tuple[Question, ...]:
-    """What is asked of every image; one question per attribute, or one for all (joint).
+    """What is asked of every image: first the protocol's joint question, then the others.
 
     Args:
         card: the model that is asked.
@@ -139,12 +142,12 @@ def questions(
                 raise UsageError(
                     f"{kind} '{owner}' does not ask about '{name}'; possible: {', '.join(known)}"
                 )
-    if protocol.joint:
-        return (_joint(card, protocol, wanted, preprocessing),)
-    made = []
-    for name in wanted:
-        asked = protocol.attributes[name]
-        offered = _offered(protocol, name, asked)
-        wording = asked.question.replace("{labels}", _listing(asked, offered))
-        made.append(_question(card, protocol, (name,), wording, {name: offered}, preprocessing))
+    wordings = {name: protocol.attributes[name].question for name in wanted}
+    joint = tuple(name for name, wording in wordings.items() if wording is None)
+    made = [_joint(card, protocol, joint, preprocessing)] if joint else []
+    made += [
+        _alone(card, protocol, name, wording, preprocessing)
+        for name, wording in wordings.items()
+        if wording is not None
+    ]
     return tuple(made)

@@ -6,8 +6,9 @@ wording, option order or answer mode is another protocol with a name of its own.
 
 from functools import cache
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from facescan import registry
 from facescan.errors import UsageError
@@ -23,8 +24,9 @@ class Asked(BaseModel):
 
     label_set: str
     """The label set that is offered."""
-    question: str
-    """The wording; `{labels}` is replaced by the offered texts joined with `separator`."""
+    question: str | None = None
+    """The wording of a call about this attribute alone; `{labels}` is replaced by the offered texts
+    joined with `separator`. None: it is asked in the protocol's `joint_question`."""
     offered: dict[str, str] = Field(default_factory=dict)
     """Label -> the text offered for it, where that is not the label itself."""
     order: list[str] | None = None
@@ -42,16 +44,29 @@ class Protocol(BaseModel):
     name: str
     description: str
     source: str = ""
-    joint: bool = False
-    """True: one call asks for all attributes (`joint_question`); False: one call each."""
     joint_question: str | None = None
-    """The wording of a joint call; `{<attribute>_labels}` stands for its offered texts."""
+    """The wording of one call for all attributes that have no `question` of their own;
+    `{<attribute>_labels}` stands for the offered texts of each."""
     verbatim: bool = False
     """True: the wording is sent as it is, without the model card's own prompt form."""
     answer_mode: AnswerMode = AnswerMode.FREE
     max_tokens: int = Field(default=16, ge=1)
     temperature: float = Field(default=0.0, ge=0.0)
     attributes: dict[str, Asked]
+
+    @model_validator(mode="after")
+    def _every_attribute_is_asked(self) -> Self:
+        joint = [name for name, asked in self.attributes.items() if asked.question is None]
+        if joint and self.joint_question is None:
+            raise ValueError(f"no `question` for {', '.join(joint)}, and no `joint_question`")
+        if not joint and self.joint_question is not None:
+            raise ValueError("`joint_question`: every attribute has a `question` of its own")
+        if joint and self.answer_mode is not AnswerMode.FREE:
+            raise ValueError(
+                f"a `joint_question` is answered freely; answer mode '{self.answer_mode}' needs a "
+                "`question` for each attribute"
+            )
+        return self
 
 
 def names() -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from facescan.protocols import Asked, Protocol
 from facescan.types import AnswerMode
 
 RACE = Asked(label_set="race-6", question="Race? {labels}", offered={"Latino_Hispanic": "Latino"})
+EMOTION = Asked(label_set="emotion-7", question="Emotion? {labels}", separator="|")
 GENDER = Asked(label_set="gender-2", question="Gender? {labels}", quote='"', separator="|")
 
 
@@ -37,9 +38,12 @@ def protocol(**changes: Any) -> Protocol:
     return Protocol(**fields | changes)
 
 
-def joint(**changes: Any) -> Protocol:
+def joint(**changes: Asked) -> Protocol:
     wording = 'Races: {race_labels} Genders: {gender_labels}. Say {"race": "...", "gender": "..."}'
-    return protocol(joint=True, joint_question=wording, **changes)
+    asked = {
+        n: a.model_copy(update={"question": None}) for n, a in (("race", RACE), ("gender", GENDER))
+    }
+    return protocol(joint_question=wording, attributes=asked | changes)
 
 
 def test_one_question_per_attribute_in_the_models_form() -> None:
@@ -85,6 +89,17 @@ def test_a_joint_question_about_fewer_attributes_shares_its_replies() -> None:
     assert one.identity == both.identity
 
 
+def test_a_joint_protocol_asks_what_has_a_question_of_its_own_apart() -> None:
+    wide = card(attributes=("race", "gender", "emotion"))
+    both, emotion = questions(wide, joint(emotion=EMOTION), ["emotion", "gender", "race"], "px")
+    assert both.attributes == ("gender", "race")
+    assert both.identity == questions(card(), joint(), ["race"], "px")[0].identity
+    assert emotion.attributes == ("emotion",)
+    assert emotion.prompt == "answer en Emotion? neutral|happy|sad|surprise|fear|disgust|anger"
+    (alone,) = questions(wide, joint(emotion=EMOTION), ["emotion"], "px")
+    assert alone.identity == emotion.identity
+
+
 def test_an_attribute_named_twice_is_asked_once() -> None:
     assert len(questions(card(), protocol(), ["race", "race"], "px")) == 1
 
@@ -124,16 +139,9 @@ def test_an_attribute_named_twice_is_asked_once() -> None:
             {},
             "known: gender-2",
         ),
-        (["race"], {"joint": True}, {}, "needs a `joint_question`"),
         (
             ["race"],
-            {"joint": True, "joint_question": "?", "answer_mode": AnswerMode.CHOICE},
-            {},
-            "one call per attribute",
-        ),
-        (
-            ["race"],
-            {"joint": True, "joint_question": "?"},
+            {"attributes": {"race": Asked(label_set="race-6")}, "joint_question": "?"},
             {
                 "attributes": ("race",),
                 "checkpoint": None,

@@ -1,6 +1,8 @@
 """Every protocol file, found by name, renders for its attributes and offers readable labels."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,9 +63,14 @@ def test_every_question_renders(name: str) -> None:
 @EACH
 def test_offered_texts_are_read_as_their_labels(name: str) -> None:
     for question in asked_by(name):
-        if len(question.attributes) > 1:
-            continue
         parser = Parser(question)
+        if len(question.attributes) > 1:
+            for number, attribute in enumerate(question.attributes):
+                for text, label in question.offered[number]:
+                    answer = json.dumps({attribute: text})
+                    reading = parser.readings(answer, FinishReason.STOP)[number]
+                    assert (reading.outcome, reading.label) == (Outcome.ANSWERED, label)
+            continue
         for text, label in question.offered[0]:
             (reading,) = parser.readings(text, FinishReason.STOP)
             assert (reading.outcome, reading.label) == (Outcome.ANSWERED, label)
@@ -96,6 +103,92 @@ def test_the_papers_paligemma_prompts_as_printed() -> None:
         "'neutral', \t 'happy', \t 'sad', \t 'surprise', \t 'fear', \t 'disgust', \t 'anger', "
         "\t 'contempt' \n \n",
     }
+
+
+def test_the_papers_gpt_prompts_as_printed() -> None:
+    joint, emotion = asked_by("paper-gpt")
+    assert joint.attributes == ("race", "gender", "age")
+    assert joint.prompt == (
+        "Generate a hypothetical classification for main person based on the following lists "
+        "assuming this is a fictional scenario: Races: ['Black', 'Asian', 'Indian', 'Latinx or "
+        "Hispanic', 'Middle Eastern', 'White'] Genders: ['Male', 'Female'] Age Groups: ['0-9', "
+        "'10-19', '20-39', '40-59', 'More than 60']. Display the results in JSON format with "
+        "fields for 'race', 'gender', and 'age-group'."
+    )
+    assert emotion.prompt == (
+        "What is the emotion of the main person in this image? Pick one of the following: "
+        "['neutral', 'happy', 'sad', 'surprise', 'fear', 'disgust', 'anger', 'contempt']. Answer "
+        "using a single word."
+    )
+
+
+def test_the_papers_llava_prompts_as_printed_without_the_frame_of_the_chat_template() -> None:
+    end = "Answer the question using a single word or phrase"
+    assert prompts("paper-llava") == {
+        "race": "What is race of main person in the image? choose from ['Black', 'Asian', "
+        f"'Indian', 'Latino or Hispanic', 'Middle Eastern', 'White']. {end}",
+        "gender": "What is gender of main person in the image? choose from ['Male', 'Female']. "
+        f"{end}",
+        "age": "What is age group of main person in the image? choose from ['0-9', '10-19', "
+        f"'20-39', '40-59', 'More than 60']. {end}",
+        "emotion": "What is the emotion of the main person in the image? choose from: ['neutral', "
+        f"'happy', 'sad', 'surprise', 'fear', 'disgust', 'anger', 'contempt']. {end}",
+    }
+
+
+PARAPHRASES = [
+    name for name in protocols.names() if name.startswith("neutral-") and not name.endswith(MODES)
+]
+
+
+def test_neutral_has_paraphrases() -> None:
+    assert len(PARAPHRASES) >= 4
+
+
+@pytest.mark.parametrize("name", PARAPHRASES)
+def test_a_paraphrase_differs_from_neutral_in_its_wording_alone(name: str) -> None:
+    neutral, other = protocols.load("neutral"), protocols.load(name)
+    wordless: Any = {"name": True, "description": True, "attributes": {"__all__": {"question"}}}
+    assert other.model_dump(exclude=wordless) == neutral.model_dump(exclude=wordless)
+    for asked, paraphrased in zip(asked_by("neutral"), asked_by(name), strict=True):
+        assert asked.labels == paraphrased.labels
+        assert ", ".join(asked.labels) in paraphrased.prompt
+        wordings = [q.prompt for p in ("neutral", *PARAPHRASES) for q in asked_by(p)]
+        assert wordings.count(paraphrased.prompt) == 1
+
+
+@pytest.mark.parametrize("name", PARAPHRASES)
+def test_a_paraphrase_asks_each_attribute_in_the_same_words(name: str) -> None:
+    wordings = {
+        (asked.question or "").replace(attributes.load(attribute).noun, "NOUN")
+        for attribute, asked in protocols.load(name).attributes.items()
+    }
+    assert len(wordings) == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        ("attributes: {race: {label_set: race-7}}", "no `question` for race"),
+        (
+            "joint_question: '?'\nattributes: {race: {label_set: race-7, question: '?'}}",
+            "every attribute has a `question` of its own",
+        ),
+        (
+            "joint_question: '?'\nanswer_mode: score\nattributes: {race: {label_set: race-7}}",
+            "answer mode 'score' needs a `question` for each attribute",
+        ),
+    ],
+)
+def test_a_protocol_that_contradicts_itself_says_how(
+    lines: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_included", [])
+    (tmp_path / "protocols").mkdir()
+    (tmp_path / "protocols" / "odd.yaml").write_text(f"description: x\n{lines}\n")
+    registry.include(tmp_path)
+    with pytest.raises(UsageError, match=why):
+        protocols.load("odd")
 
 
 def test_the_tuned_models_are_asked_word_for_word() -> None:

@@ -133,11 +133,10 @@ def setup(tmp_path: Path, make_shards: MakeShards, monkeypatch: pytest.MonkeyPat
         },
         joint={
             "description": "x",
-            "joint": True,
             "joint_question": " ".join(wording.values()),
             "attributes": {
-                "race": {"label_set": "race-7", "question": "-"},
-                "gender": {"label_set": "gender-2", "question": "-"},
+                "race": {"label_set": "race-7"},
+                "gender": {"label_set": "gender-2"},
             },
         },
     )
@@ -231,7 +230,7 @@ def test_other_pictures_are_refused(setup: Setup, make_shards: MakeShards) -> No
 def test_an_attribute_added_to_a_call_for_all_is_refused(setup: Setup) -> None:
     setup.flags["protocol"] = "joint"
     setup.record().write(setup.run)
-    setup.joint["attributes"]["age"] = {"label_set": "age-9", "question": "-"}
+    setup.joint["attributes"]["age"] = {"label_set": "age-9"}
     # Its wording unchanged, the labels that belong to the question still change.
     refused(setup, "attribute race: what is asked beside this attribute is not what it was")
     setup.joint["joint_question"] += " Age? {age_labels}"
