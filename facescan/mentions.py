@@ -1,4 +1,4 @@
-"""Which labels a text names: words and phrases, numbers, and what is ruled out.
+"""Which labels a text names: words and phrases, years, and what is ruled out.
 
 The words of an attribute file become one pattern that finds whole words only, the longest phrase
 first: "female" is not "male", "Southeast Asian" is not "East Asian". A text is taken apart into
@@ -7,16 +7,14 @@ clauses; one that refuses or withholds an answer names nothing, whatever words i
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import inf
+from itertools import pairwise
 
 from facescan import attributes as attribute_files
+from facescan import years
 from facescan.attributes import Attribute, LabelSet
-
-_OLDEST = 120
-"""Numbers above are not years of a life."""
 
 _TRANSLATION = str.maketrans(
     {
@@ -35,62 +33,53 @@ _NOT = r"can(?:not| not|'?t)|could(?: not|n't)|unable to|(?:not|isn't|aren't) ab
 _CLAUSE_END = re.compile(
     r"[.!?;](?=\s|$)|\n|\b(?:but|however|although|though|yet|instead(?! of)|rather(?! than))\b"
 )
+_CONCESSION_END = re.compile(r"\b(?:although|though|while|whilst|despite)\b[^,.!?;\n]{0,200}(,)")
 _REFUSAL = re.compile(
     rf"\b(?:{_NOT}|won't|will not|not going to|decline to|refuse to|do not"
     r"|don't)"
     r" (?:\w+ ){0,2}?(?:help|assist|comply|answer|provide|identify|classify|categori[sz]e|label"
-    r"|assign|guess|speculate|infer|assume|make (?:\w+ )?(?:assumptions|inferences|judge?ments)"
-    r"|engage|do (?:that|this)|fulfil|process|discuss|comment|analy[sz]e|respond"
-    r"|feel comfortable)\b"
-    r"|\bas an ai\b|\b(?:against|violates?) (?:\w+ ){0,3}(?:policy|policies|guidelines)\b"
-    r"|\b(?:not|isn't) appropriate\b|\binappropriate\b|\bnot comfortable\b|\bmust decline\b"
-    r"|\b(?:rather|prefer) not\b"
+    r"|assign|guess|speculate|infer|assume|estimate|describe|engage|do (?:that|this)|fulfill?"
+    r"|process|discuss|comment|analy[sz]e|respond|feel comfortable|make (?:\w+ ){0,3}"
+    r"(?:assumptions?|inferences?|judge?ments?|generali[sz]ations?|classifications?))\b"
+    r"|\bas an ai\b"
+    r"|\b(?:against|violates?) (?:\w+ ){0,3}(?:policy|policies|guidelines|principles|rules)\b"
+    r"|\b(?:not|isn't) appropriate\b|\binappropriate\b|\bnot comfortable\b"
+    r"|\bmust (?:\w+ )?decline\b|\b(?:rather|prefer) not\b"
+    r"|\b(?:programmed|designed|instructed|required) (?:not to|to (?:avoid|refrain|decline))\b"
+    r"|\bnot (?:permitted|allowed|supposed) to\b"
+    r"|\b(?:not|isn't) something (?:that )?i\b|\b(?:that|this) (?:isn't|is not) possible\b"
 )
 _ABSTENTION = re.compile(
     rf"\b(?:{_NOT}|impossible to|not possible to|hard to|difficult to|do not|don't)"
-    r" (?:\w+ ){0,2}?(?:determine|tell|see|discern|say|know|distinguish|ascertain|recogni[sz]e"
+    r" (?:\w+ ){0,2}?(?:determine|tell|see|read|discern|say|know|distinguish|ascertain|recogni[sz]e"
     r"|make out|judge|assess|determined|seen|told|known|discerned|identified|inferred"
     r"|be (?:sure|certain))\b"
     r"|\b(?:hard|difficult) to (?:identify|guess|infer|classify)\b"
     r"|\b(?:unsure|uncertain|not sure|not certain|unclear|no idea)\b"
 )
 _NOTHING_NAMED = re.compile(
-    r"\b(?:unknown|undetermined|indeterminate|unspecified|none|null"
-    r"|no (?:person|people|one|human|face)|not (?:specified|visible|clear|applicable|available)"
+    r"\b(?:unknown|undetermined|indeterminate|unspecified|unanswerable|none|null"
+    r"|no (?:person|people|one|human|face)"
+    r"|not (?:specified|visible|clear|applicable|available|discernible|determinable)"
+    r"|(?:not|n't)(?: \w+)? enough (?:information|context|detail)"
+    r"|insufficient (?:information|context|detail)|ambiguous|could be either"
     r"|hidden|obscured|blurry|blurred)\b"
     r"|(?<!\w)n/a(?!\w)"
 )
-_APOLOGY = re.compile(r"\b(?:sorry|apologi[sz]e)\b")
+_APOLOGY = re.compile(r"\b(?:sorry|apologi[sz]e|i'm afraid|i am afraid)\b")
 _NEGATED = re.compile(
-    r"\b(?:not(?! (?:only|just|merely)\b)|no(?! doubt\b)|non|never|neither|nor|without|cannot"
-    r"|\w+n't|rather than|instead of|other than|unlike|lacks?)\b(?:\W+\w+){0,4}\W*$"
+    r"\b(?:not(?! (?:only|just|merely)\b)|no(?! doubt\b)|non|never|neither|nor|none of|without"
+    r"|cannot|\w+n't|rather than|instead of|other than|unlike|lacks?)\b(?:\W+\w+){0,4}\W*$"
 )
 _BREAK = re.compile(r"[,:()]|\band\b")
-_ALSO = re.compile(r" ?(?:/|\bor\b|\bnor\b) ?(?:(?:an?|the) )?")
+_OR = re.compile(r",? ?(?:/|\bor\b|\bnor\b) ?(?:(?:an?|the) )?")
+_COMMA = re.compile(r", ?(?:(?:an?|the) )?")
 _LOOK_BACK = 80
-
-_DECADES = {
-    word: 10 * number
-    for number, word in enumerate(
-        ("twenties", "thirties", "forties", "fifties", "sixties", "seventies", "eighties"), 2
-    )
-}
-_NUMBERS = re.compile(
-    r"(?<![\w.])(?:"
-    r"between (?P<from>N) and (?P<to>N)"
-    r"|(?P<low>N) ?(?:-|~|to|through|until) ?(?P<high>N)"
-    r"|(?:(?:more|older|greater) than|over|above|>(?!=)) ?(?P<above>N)"
-    r"|(?:at least|>=|\u2265) ?(?P<least>N)"
-    r"|(?P<plus>N) ?(?:\+|plus|(?:and|or) (?:over|above|older|more|up))"
-    r"|(?:(?:less|younger) than|under|below|<(?!=)) ?(?P<below>N)"
-    r"|(?:up to|at most|<=|\u2264) ?(?P<most>N)"
-    r"|(?P<decade>[1-9])0'?s"
-    rf"|(?P<word>{'|'.join(_DECADES)})"
-    r"|(?P<months>N)[ -]*months?"
-    r"|(?P<years>N)[ -]*(?:years?|yrs?|yo|y/o)"
-    r"|(?:aged?|age of|about|around|approximately|roughly|is|be|say) ?:? ?(?P<about>N)(?!\.\d| ?%)"
-    r")(?![\w%])".replace("N", "[0-9]{1,3}")
+_GAP = (
+    r"(?: (?!(?:in|with|wearing|wears|who|is|has|or|of|on|at|by|from|an?|the|his|her|their"
+    r"|(?:wo)?m[ae]n|(?:fe)?male|persons?|people|individual|boy|girl|lady|guy)\b)\w+){0,3} "
 )
+"""What ` ... ` in an aside stands for: words that can describe a thing."""
 
 
 def normal(text: str) -> str:
@@ -108,9 +97,12 @@ def bare(text: str) -> str:
 def clauses(text: str) -> Iterator[str]:
     """A normal text cut at sentence ends and at words such as "but"."""
     start = 0
-    for end in _CLAUSE_END.finditer(text):
-        yield text[start : end.start()]
-        start = end.end()
+    ends = [end.span() for end in _CLAUSE_END.finditer(text)]
+    # "While I cannot be sure, it looks like a man": the doubt ends with the comma.
+    ends += [end.span(1) for end in _CONCESSION_END.finditer(text)]
+    for clause_end, next_start in sorted(ends):
+        yield text[start:clause_end]
+        start = next_start
     yield text[start:]
 
 
@@ -135,26 +127,18 @@ def _negated(before: str) -> bool:
     return _NEGATED.search(before, start) is not None
 
 
-def _interval(found: re.Match[str]) -> tuple[float, float] | None:
-    """The first and last year that a match of `_NUMBERS` says; None where it says none."""
-    said = {name: value for name, value in found.groupdict().items() if value is not None}
-    if "word" in said:
-        decade = _DECADES[said["word"]]
-        return decade, decade + 9
-    first, *second = (int(value) for value in said.values())
-    if second:
-        low, high = float(first), float(second[0])
-    else:
-        low, high = {
-            "above": (first + 1, inf),
-            "least": (first, inf),
-            "plus": (first, inf),
-            "below": (0, first - 1),
-            "most": (0, first),
-            "decade": (10 * first, 10 * first + 9),
-            "months": (first // 12, first // 12),
-        }.get(next(iter(said)), (first, first))
-    return (low, high) if low <= high and (high <= _OLDEST or high == inf) else None
+def _goes_on(clause: str, spans: Sequence[tuple[int, int]]) -> bool:
+    """Whether what rules out the first mention rules out the second as well.
+
+    "Not happy or sad" rules out both, and "not happy, sad, or angry" all three, however far they
+    stand from the "not"; "not happy, sad" says sad.
+    """
+    for (_, end), (start, _) in pairwise(spans):
+        if _OR.fullmatch(clause, end, start):
+            return True
+        if not _COMMA.fullmatch(clause, end, start):
+            return False
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,26 +165,26 @@ class Vocabulary:
         if text in self.phrases:
             return self.phrases[text]
         if self.label_set.bounds and text.isascii() and text.isdigit() and len(text) <= 3:
-            years = int(text)
-            return self._covered(years, years) if years <= _OLDEST else None
+            number = int(text)
+            return self._covered(number, number) if number <= years.OLDEST else None
         return None
 
     def named(self, clause: str) -> list[frozenset[str]]:
         """What a clause names and does not rule out, each as the labels it can stand for."""
-        found = [(m.span(), self.phrases[m[0]]) for m in self.pattern.finditer(clause)]
         if self.label_set.bounds:
-            for match in _NUMBERS.finditer(clause):
-                if (interval := _interval(match)) is not None:
-                    found.append((match.span(), self._covered(*interval)))
+            clause = years.in_digits(clause)
+        # A match that is no phrase is an aside with words in its gap.
+        found = [(m.span(), self.phrases.get(m[0])) for m in self.pattern.finditer(clause)]
+        if self.label_set.bounds:
+            found += [(span, self._covered(*said)) for span, said in years.intervals(clause)]
+        found.sort(key=lambda mention: mention[0])
         kept = []
-        ruled_out_to = None
-        for (start, end), labels in sorted(found, key=lambda mention: mention[0]):
-            # "not happy or sad" rules out both, however far the second stands from the "not".
-            if (
-                ruled_out_to is not None and _ALSO.fullmatch(clause, ruled_out_to, start)
-            ) or _negated(clause[max(0, start - _LOOK_BACK) : start]):
-                ruled_out_to = end
-            elif labels is not None:
+        before_is_out = False
+        for number, ((start, _), labels) in enumerate(found):
+            before_is_out = _negated(clause[max(0, start - _LOOK_BACK) : start]) or (
+                before_is_out and _goes_on(clause, [span for span, _ in found[number - 1 :]])
+            )
+            if labels is not None and not before_is_out:
                 kept.append(labels)
         return kept
 
@@ -231,10 +215,14 @@ def _coarser(attribute: Attribute, asked: LabelSet) -> dict[str, frozenset[str]]
     return found
 
 
+def _words_of(phrase: str) -> str:
+    return _GAP.join(map(re.escape, phrase.split(" ... ")))
+
+
 def _any_of(phrases: Iterable[str]) -> re.Pattern[str]:
     """Matches whole words only, the longest phrase first; with no phrases, nothing."""
     longest_first = sorted(phrases, key=len, reverse=True)
-    words = "|".join(map(re.escape, longest_first)) or "(?!)"
+    words = "|".join(map(_words_of, longest_first)) or "(?!)"
     return re.compile(rf"(?<!\w)(?:{words})(?!\w)")
 
 

@@ -34,7 +34,7 @@ from facescan.mentions import (
 )
 from facescan.types import AnswerMode, FinishReason, Outcome, Question
 
-PARSER_VERSION = "2"
+PARSER_VERSION = "3"
 """Raised with every change here, in `facescan.mentions` or in an attribute's phrases that can
 change a reading; stands in every prediction."""
 
@@ -56,9 +56,13 @@ _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WORD = re.compile(r"[^\W_]+")
 _ANSWER_KEYS = frozenset({"answer", "label", "prediction", "classification", "result", "category"})
 _BESIDE = frozenset(
-    {"confidence", "score", "probability", "certainty", "explanation", "reason", "reasoning"}
+    {
+        *("confidence", "score", "probability", "certainty", "explanation", "reason", "reasoning"),
+        *("rationale", "justification", "note", "disclaimer"),
+    }
 )
 """Words of keys whose values are about the answer."""
+_REMARKS = re.compile(rf"^[^\w\n]*(?:{'|'.join(sorted(_BESIDE))})s?\b[^\w\n:]*:", re.M | re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +163,7 @@ def _read(
     if len(asked) == 1 and not matched[0]:
         matched = [[field for field in fields if field.words & _ANSWER_KEYS]]
     if not any(matched):
-        return tuple(_prose(text, cut, each) for each in words)
+        return tuple(_without_remarks(text, cut, each) for each in words)
     left_out = Reading(Outcome.TRUNCATED if cut else Outcome.UNPARSED)
     return tuple(
         _agreed([_value(field, cut, each) for field in found]) if found else left_out
@@ -229,6 +233,15 @@ def _prose(text: str, cut: bool, words: Vocabulary) -> Reading:
     return Reading(Outcome.REFUSED if apologises(text) else Outcome.UNPARSED)
 
 
+def _without_remarks(text: str, cut: bool, words: Vocabulary) -> Reading:
+    """Prose without the lines from "Explanation:" on, where an answer stands before them."""
+    if (remarks := _REMARKS.search(text)) is not None:
+        before = _prose(text[: remarks.start()], False, words)
+        if before.outcome is Outcome.ANSWERED:
+            return before
+    return _prose(text, cut, words)
+
+
 def _value(field: _Field, cut: bool, words: Vocabulary) -> Reading:
     if field.value is None:
         return Reading(Outcome.ABSTAINED)
@@ -246,7 +259,8 @@ def _agreed(readings: list[Reading]) -> Reading:
 
 
 def _key_words(key: str) -> frozenset[str]:
-    return frozenset(_WORD.findall(normal(_CAMEL.sub(" ", key))))
+    words = _WORD.findall(normal(_CAMEL.sub(" ", key)))
+    return frozenset(word if word.endswith("ss") else word.removesuffix("s") for word in words)
 
 
 def _about(attribute: str, fields: list[_Field]) -> list[_Field]:

@@ -34,10 +34,14 @@ _SYNONYMS = {
     "african": "Black",
     "african american": "Black",
     "afro american": "Black",
+    "afro caribbean": "Black",
+    "non hispanic white": "White",
+    "non hispanic black": "Black",
     "latino": "Latino_Hispanic",
     "latina": "Latino_Hispanic",
     "latinx": "Latino_Hispanic",
     "latin american": "Latino_Hispanic",
+    "latin america": "Latino_Hispanic",
     "hispanic": "Latino_Hispanic",
     "latino or hispanic": "Latino_Hispanic",
     "latinx or hispanic": "Latino_Hispanic",
@@ -47,6 +51,9 @@ _SYNONYMS = {
     "japanese": "East Asian",
     "korean": "East Asian",
     "eastern asian": "East Asian",
+    "east asia": "East Asian",
+    "southeast asia": "Southeast Asian",
+    "south east asia": "Southeast Asian",
     "south east asian": "Southeast Asian",
     "southeastern asian": "Southeast Asian",
     "filipino": "Southeast Asian",
@@ -57,6 +64,7 @@ _SYNONYMS = {
     "asian indian": "Indian",
     "arab": "Middle Eastern",
     "arabic": "Middle Eastern",
+    "north african": "Middle Eastern",
     "iranian": "Middle Eastern",
     "persian": "Middle Eastern",
     "middle east": "Middle Eastern",
@@ -73,6 +81,7 @@ _SYNONYMS_6 = {
     **{phrase: _MERGES[label] for phrase, label in _SYNONYMS.items()},
     "east asian": "Asian",
     "southeast asian": "Asian",
+    "asia": "Asian",
     "asian american": "Asian",
     "oriental": "Asian",
 }
@@ -105,8 +114,11 @@ _RACE_4 = LabelSet(
 
 _COLOURED = (
     *("hair", "beard", "moustache", "mustache", "eyes", "eyebrows", "teeth", "background"),
-    *("shirt", "t shirt", "jacket", "coat", "suit", "dress", "top", "hat", "cap", "scarf"),
-    *("glasses", "sunglasses", "headscarf", "hijab", "turban", "frame", "image", "photo"),
+    *("shirt", "t shirt", "tshirt", "polo", "blouse", "sweater", "hoodie", "jacket", "blazer"),
+    *("coat", "suit", "tie", "dress", "uniform", "top", "tank top", "hat", "cap", "scarf"),
+    *("glasses", "sunglasses", "headscarf", "hijab", "veil", "turban", "headband", "mask"),
+    *("necklace", "earrings", "frame", "frames", "wall", "backdrop"),
+    *("image", "photo", "photograph", "picture", "portrait"),
 )
 
 ATTRIBUTE = Attribute(
@@ -129,9 +141,9 @@ ATTRIBUTE = Attribute(
         *("brown", "asian or pacific islander", "eurasian"),
     ),
     asides=(
-        "black and white",
-        "white and black photo",
-        *(f"{colour} {thing}" for colour in ("black", "white") for thing in _COLOURED),
+        "in black and white",
+        *(f"{image} is black and white" for image in ("image", "photo", "photograph", "picture")),
+        *(f"{colour} ... {thing}" for colour in ("black", "white") for thing in _COLOURED),
     ),
     examples=(
         Example("White", "race-7", Outcome.ANSWERED, "White"),

@@ -96,7 +96,7 @@ def test_label_sets_have_names_of_their_own(name: str) -> None:
 @EACH
 def test_brings_enough_examples(name: str) -> None:
     attribute = attributes.load(name)
-    assert len(attribute.examples) >= 15
+    assert len(attribute.examples) >= 25
     readable = MODEL_OUTCOMES - {Outcome.BLOCKED, Outcome.MISSED, Outcome.SPURIOUS}
     assert {example.outcome for example in attribute.examples} == readable
     for label_set in attribute.label_sets:

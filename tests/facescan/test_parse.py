@@ -1,10 +1,22 @@
-"""Reading replies; the attributes' own examples are in test_attributes.py."""
+"""Reading replies; the attributes' own examples are in test_attributes.py.
+
+`replies.jsonl` holds whole replies, collected or written in the manner of a model family, each with
+what a person takes it to say. `asked` is the protocol, or the label set where the labels themselves
+were offered; `read` has for each attribute asked the outcome and, where there is one, the label;
+`finish_reason` is `stop` where it is not given.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facescan import attributes
+from facescan import attributes, prompt, protocols
+from facescan.models import ModelCard
 from facescan.parse import Parser, Reading, read
 from facescan.types import (
     MODEL_OUTCOMES,
@@ -170,6 +182,90 @@ def test_no_word_is_found_inside_another() -> None:
         assert read(text, "stop", "race", "race-7") == UNPARSED
 
 
+REPLIES = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "replies.jsonl").read_text(encoding="utf-8").splitlines()
+]
+SET_NAMES = {label_set: name for name, label_set in LABEL_SETS}
+
+
+def asked_for(reply: dict[str, Any]) -> Question:
+    """The one question that a line of `replies.jsonl` answers."""
+    asked, about = reply["asked"], tuple(reply["read"])
+    if asked in SET_NAMES:
+        return question(AnswerMode.FREE, (SET_NAMES[asked], asked))
+    card = ModelCard(name="m", description="", engine="fake", protocol=asked, attributes=about)
+    (found,) = prompt.questions(card, protocols.load(asked), about, "pixels")
+    return found
+
+
+@pytest.mark.parametrize(
+    "reply", [pytest.param(reply, id=f"line-{n}") for n, reply in enumerate(REPLIES, 1)]
+)
+def test_replies_are_read_as_a_person_reads_them(reply: dict[str, Any]) -> None:
+    asked = asked_for(reply)
+    readings = Parser(asked).readings(reply["text"], reply.get("finish_reason", FinishReason.STOP))
+    assert {
+        attribute: " ".join(filter(None, (reading.outcome, reading.label)))
+        for attribute, reading in zip(asked.attributes, readings, strict=True)
+    } == reply["read"]
+
+
+def test_there_are_enough_replies_of_every_kind() -> None:
+    assert len(REPLIES) >= 200
+    assert all(reply["source"] for reply in REPLIES)
+    readings = Counter(
+        (attribute, read.partition(" ")[0])
+        for reply in REPLIES
+        for attribute, read in reply["read"].items()
+    )
+    readable = MODEL_OUTCOMES - {Outcome.BLOCKED, Outcome.MISSED, Outcome.SPURIOUS}
+    for name in attributes.names():
+        assert all(readings[name, outcome] for outcome in readable), name
+        assert sum(n for (about, _), n in readings.items() if about == name) >= 50
+
+
+@pytest.mark.parametrize(
+    ("label_set", "text", "label", "where"),
+    [
+        ("race-6", "Latinx or Hispanic", "Latino_Hispanic", "3.1, prompt of GPT-4o and Gemini"),
+        ("race-6", "Latino or Hispanic", "Latino_Hispanic", "3.2 and 3.3, PaliGemma and LLaVA"),
+        ("race-6", "Asian", "Asian", "3.1 to 3.3"),
+        ("race-6", "Middle Eastern", "Middle Eastern", "3.1 to 3.3"),
+        ("race-6", "M.Eastern", "Middle Eastern", "Table 22"),
+        ("race-6", "Latinx", "Latino_Hispanic", "Table 22"),
+        ("race-7", "Latinx_Hispanic", "Latino_Hispanic", "section on FairFace"),
+        ("race-7", "Latinx or Hispanic", "Latino_Hispanic", "Table 16"),
+        ("race-7", "East Asian", "East Asian", "Table 16"),
+        ("race-7", "Southeast Asian", "Southeast Asian", "Table 16"),
+        ("race-utkface", "Latinx or Hispanic or Middle Eastern", "Others", "section on UTKFace"),
+        ("race-utkface", "Latinx-Hispanic-Middle Eastern", "Others", "Table 19"),
+        ("race-utkface", "Others", "Others", "UTKFace"),
+        ("gender-2", "M", "Male", "Table 22"),
+        ("gender-2", "F", "Female", "Table 22"),
+        ("gender-2", "Male", "Male", "gender card, Table 17"),
+        ("gender-2", "Female", "Female", "gender card, Table 17"),
+        ("age-5", "from 0 to 9", "0-9", "age card"),
+        ("age-5", "from 10 to 19", "10-19", "age card"),
+        ("age-5", "from 20 to 39", "20-39", "age card"),
+        ("age-5", "from 40 to 59", "40-59", "age card"),
+        ("age-5", "from 40 ro 59", "40-59", "age card, as misprinted"),
+        ("age-5", "More than 60", "More than 60", "age card, Table 18"),
+        ("age-5", "60+", "More than 60", "Table 22, section on FairFace"),
+        ("age-5", ">60", "More than 60", "Table 21"),
+        ("age-9", "more than 70", "more than 70", "FairFace's label files"),
+        ("age-9", "70+", "more than 70", "section on FairFace"),
+        *(
+            ("emotion-8", emotion, emotion, "emotion card, Table 15")
+            for emotion in attributes.load("emotion").label_set("emotion-8").labels
+        ),
+    ],
+)
+def test_the_papers_own_answers_are_read(label_set: str, text: str, label: str, where: str) -> None:
+    asked = question(AnswerMode.FREE, (SET_NAMES[label_set], label_set))
+    assert Parser(asked).readings(text, FinishReason.STOP) == answered(label), where
+
+
 text_of_words = st.lists(
     st.sampled_from(
         (
@@ -210,7 +306,15 @@ def test_any_text_is_read_for_every_attribute_asked(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 100_000, '{"a":' * 50_000, "not " * 20_000 + "male", "1" * 100_000, "\n" * 50_000],
+    [
+        "while " * 20_000,
+        "black " * 20_000,
+        "[" * 100_000,
+        '{"a":' * 50_000,
+        "not " * 20_000 + "male",
+        "1" * 100_000,
+        "\n" * 50_000,
+    ],
 )
 def test_absurd_replies_are_read(text: str) -> None:
     for name, label_set in LABEL_SETS:
