@@ -52,37 +52,52 @@ QUESTION = Question(
 
 
 class Reference:
-    """The same questions, answered by transformers with the processor's Pillow backend."""
+    """The same questions, answered by transformers with the processor's Pillow backend.
+
+    PaliGemma is asked in its processor's form, any other model through its chat template.
+    """
 
     def __init__(self, checkpoint: Checkpoint, dtype: str, device: str = "cpu") -> None:
         import torch
-        from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
+        from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self._processor = AutoProcessor.from_pretrained(
             checkpoint.processor or checkpoint.path, backend="pil"
         )
         self._model = (
-            PaliGemmaForConditionalGeneration.from_pretrained(
-                checkpoint.path,
-                revision=checkpoint.revision,
-                dtype=getattr(torch, dtype),
+            AutoModelForImageTextToText.from_pretrained(
+                checkpoint.path, revision=checkpoint.revision, dtype=getattr(torch, dtype)
             )
             .to(device)
             .eval()
         )
 
-    def _inputs(self, image: EncodedImage, text: str, **suffix: str) -> Any:
+    def _inputs(self, image: EncodedImage, question: Question, label: str | None = None) -> Any:
+        """What the model is given; with a label as if it had answered so."""
+        end = self._processor.tokenizer.eos_token
+        suffix = {}
+        if self._model.config.model_type == "paligemma":
+            text = f"<image>{question.prompt}"
+            suffix = {} if label is None else {"suffix": label}
+        else:
+            content = [{"type": "image"}, {"type": "text", "text": question.prompt}]
+            text = self._processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+            text += "" if label is None else f" {label}{end}"
         inputs = self._processor(
-            images=images.decode(image), text=f"<image>{text}", return_tensors="pt", **suffix
+            images=Image.fromarray(images.decode(image)), text=text, return_tensors="pt", **suffix
         )
         inputs.pop("labels", None)
         return inputs.to(self._model.device)
 
+    def _length(self, image: EncodedImage, question: Question) -> int:
+        return int(self._inputs(image, question)["input_ids"].shape[1])
+
     def _generate(self, image: EncodedImage, question: Question, **options: Any) -> list[int]:
-        inputs = self._inputs(image, question.prompt)
-        length = inputs["input_ids"].shape[1]
+        inputs = self._inputs(image, question)
         tokens = self._model.generate(**inputs, do_sample=False, **options)
-        return [int(token) for token in tokens[0, length:]]
+        return [int(token) for token in tokens[0, inputs["input_ids"].shape[1] :]]
 
     def free(self, image: EncodedImage, question: Question) -> str:
         """The greedy answer's text."""
@@ -91,10 +106,11 @@ class Reference:
 
     def choice(self, image: EncodedImage, question: Question) -> str:
         """The label that greedy decoding over the trie of all labels arrives at."""
+        length = self._length(image, question)
         sequences = {
-            tuple(self._label_tokens(image, question, label)): label for label in question.labels
+            tuple(self._inputs(image, question, label)["input_ids"][0, length:].tolist()): label
+            for label in question.labels
         }
-        length = self._inputs(image, question.prompt)["input_ids"].shape[1]
 
         def allowed(_: int, tokens: Any) -> list[int]:
             made = tuple(int(token) for token in tokens[length:])
@@ -109,22 +125,19 @@ class Reference:
         )
         return sequences[tuple(tokens)]
 
-    def _label_tokens(self, image: EncodedImage, question: Question, label: str) -> list[int]:
-        inputs = self._inputs(image, question.prompt, suffix=label)
-        return [int(token) for token in inputs["input_ids"][inputs["token_type_ids"] == 1]]
-
     def score(self, image: EncodedImage, question: Question) -> dict[str, float]:
         """Each label's summed log-probability, end token included."""
         import torch
 
+        length = self._length(image, question)
         scores = {}
         for label in question.labels:
-            inputs = self._inputs(image, question.prompt, suffix=label)
+            inputs = self._inputs(image, question, label)
             with torch.no_grad():
                 logprobs = self._model(**inputs).logits[0].float().log_softmax(-1)
-            tokens = inputs["input_ids"][0]
-            places = torch.nonzero(inputs["token_type_ids"][0] == 1)[:, 0]
-            scores[label] = float(logprobs[places - 1, tokens[places]].sum())
+            tokens = inputs["input_ids"][0, length:]
+            places = torch.arange(length - 1, length - 1 + len(tokens))
+            scores[label] = float(logprobs[places, tokens].sum())
         return scores
 
 

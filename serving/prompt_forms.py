@@ -4,34 +4,41 @@ A form turns text into the exact token ids, and names the pixels, that the model
 would make, so that the processor itself need not run for every request.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from facescan.decoding import Pixels
 from facescan.errors import EngineError
 from serving import paligemma
+from serving.chat_form import ChatForm
 from serving.weights import Weights
+
+_TEXT_ROOM = 512
 
 
 class PromptForm(Protocol):
     """What an engine needs to know of an architecture.
 
     Attributes:
-        hf_overrides: what vLLM is to read differently in the checkpoint's configuration.
+        vllm_arguments: of `vllm.engine.arg_utils.EngineArgs`, beside those that every model has.
         attention: how the model attends, for the run's manifest.
-        size: (width, height) in pixels of what the model sees.
-        image_span: (offset, length) of the image tokens in every prompt.
-        end_token: the token id that ends an answer.
+        size: (width, height) in pixels of what the model sees; None: pictures come as they are.
+        max_model_len: tokens that are enough for any picture, a question and its answer.
+        max_num_seqs: requests of a step, with their pictures in memory.
+        end_tokens: the token ids that end an answer; the first is the one labels end with.
     """
 
-    hf_overrides: dict[str, Any]
+    vllm_arguments: dict[str, Any]
     attention: str
-    size: tuple[int, int]
-    image_span: tuple[int, int]
-    end_token: int
+    size: tuple[int, int] | None
+    max_model_len: int
+    max_num_seqs: int
+    end_tokens: tuple[int, ...]
 
     def prompt_tokens(self, prompt: str) -> list[int]:
-        """The whole prompt as token ids, image tokens included."""
+        """The whole prompt as token ids, with what `inputs` takes for the picture's place."""
         ...
 
     def label_tokens(self, prompt: str, label: str) -> list[int]:
@@ -42,23 +49,50 @@ class PromptForm(Protocol):
         """An answer's text, without special tokens."""
         ...
 
+    def inputs(
+        self, renderer: Any, sha256: str, pixels: Pixels, prompts: Sequence[list[int]]
+    ) -> list[dict[str, Any]]:
+        """Each of these prompts about a picture as vLLM's `EngineInput`, with shared features.
+
+        Called from several threads.
+
+        Args:
+            renderer: the engine's.
+            sha256: of the picture; inputs with the same one share features in vLLM, too.
+            pixels: of `size`.
+            prompts: from `prompt_tokens`.
+
+        Raises:
+            ValueError: vLLM cannot take the picture, such as one of too many tokens.
+        """
+        ...
+
 
 class PaliGemmaForm:
     """`<image>` times n, `<bos>`, the prompt, a newline; the answer follows the newline."""
 
     def __init__(self, weights: Weights) -> None:
         from transformers import AutoProcessor
+        from vllm.multimodal.inputs import MultiModalBatchedField, PlaceholderRange
 
-        self.hf_overrides = paligemma.HF_OVERRIDES
+        self.vllm_arguments: dict[str, Any] = {
+            "hf_overrides": paligemma.HF_OVERRIDES,
+            # Of PaliGemma 2. A window as long as the longest sequence is none, and the attention
+            # over a whole prefix knows none.
+            "disable_sliding_window": True,
+        }
         self.attention = "prefix: both ways over image and prompt"
         # The Pillow backend is what the published checkpoints were made with; the default
         # (torchvision) is up to 20 of 255 levels away from it on noise.
         self._processor = AutoProcessor.from_pretrained(weights.processor, backend="pil")
         side = int(weights.config["vision_config"].get("image_size", 224))
-        self.size = (side, side)
+        self.size: tuple[int, int] | None = (side, side)
         self._blank = np.zeros((side, side, 3), np.uint8)
-        self.end_token = int(self._processor.tokenizer.eos_token_id)
-        self.image_span = (0, int(self._processor.image_seq_length))
+        self.end_tokens: tuple[int, ...] = (int(self._processor.tokenizer.eos_token_id),)
+        self._image_span = PlaceholderRange(0, int(self._processor.image_seq_length))
+        self._image_field = MultiModalBatchedField()
+        self.max_model_len = self._image_span.length + _TEXT_ROOM
+        self.max_num_seqs = 512
         self._check_pixels()
 
     def _check_pixels(self) -> None:
@@ -70,7 +104,7 @@ class PaliGemmaForm:
         if not np.array_equal(expected["pixel_values"][0], ours.transpose(2, 0, 1)):
             raise EngineError(
                 "the checkpoint's image processor does not scale pixels from -1 to 1 at "
-                f"{self.size[0]}x{self.size[1]}, which is what this engine makes"
+                f"{picture.shape[1]}x{picture.shape[0]}, which is what this engine makes"
             )
 
     def _ids(self, prompt: str, **suffix: str) -> Any:
@@ -93,22 +127,44 @@ class PaliGemmaForm:
         """See `PromptForm`."""
         return str(self._processor.tokenizer.decode(tokens, skip_special_tokens=True))
 
+    def inputs(
+        self, renderer: Any, sha256: str, pixels: Pixels, prompts: Sequence[list[int]]
+    ) -> list[dict[str, Any]]:
+        """See `PromptForm`; uint8 pixels are all that `serving.paligemma_model` needs."""
+        import torch
+        from vllm.multimodal.inputs import (
+            MultiModalFieldElem,
+            MultiModalKwargsItem,
+            MultiModalKwargsItems,
+        )
 
-_FORMS: dict[str, type[PaliGemmaForm]] = {"PaliGemmaForConditionalGeneration": PaliGemmaForm}
+        element = MultiModalFieldElem(data=torch.from_numpy(pixels), field=self._image_field)
+        item = MultiModalKwargsItem({"pixel_values": element})
+        picture = {
+            "type": "multimodal",
+            "mm_kwargs": MultiModalKwargsItems({"image": [item]}),
+            "mm_hashes": {"image": [sha256]},
+            "mm_placeholders": {"image": [self._image_span]},
+        }
+        return [picture | {"prompt_token_ids": tokens} for tokens in prompts]
+
+
+_FORMS: dict[str, Callable[[Weights], PromptForm]] = {
+    "PaliGemmaForConditionalGeneration": PaliGemmaForm
+}
+"""Architectures with a form of their own; all others are chat models."""
 
 
 def form(weights: Weights) -> PromptForm:
     """The form of a checkpoint's architecture.
 
     Raises:
-        EngineError: the architecture has none, or the processor's files are not there.
+        EngineError: the processor's files are not there, or it is no chat model with pictures.
     """
     names = weights.config.get("architectures") or ["(none named)"]
-    if names[0] not in _FORMS:
-        raise EngineError(
-            f"{weights.resolved}: architecture {names[0]}; known here: {', '.join(_FORMS)}"
-        )
     try:
-        return _FORMS[names[0]](weights)
+        return _FORMS.get(names[0], ChatForm)(weights)
     except (OSError, ValueError, KeyError) as error:
-        raise EngineError(f"{weights.processor}: no usable processor: {error}") from error
+        raise EngineError(
+            f"{weights.processor}: no usable processor for {names[0]}: {error}"
+        ) from error

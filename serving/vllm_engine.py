@@ -58,7 +58,7 @@ class _Asked:
     """A question as vLLM gets it, made once and shared by its requests.
 
     Attributes:
-        tokens: the prompt, image tokens included.
+        tokens: the prompt, as the form makes it.
         labels: (text, canonical tokens) of each offered label; empty in `free`.
         params: one for each generation: one, or in `score` one for each label.
     """
@@ -74,6 +74,7 @@ class _Answer:
 
     request: Request
     asked: _Asked
+    prompt_length: int
     call: _Call
     started: float
     results: list[Generated | Exception | None]
@@ -97,13 +98,10 @@ class VllmEngine:
     def __init__(
         self, llm: Any, prompt_form: PromptForm, info: EngineInfo, decoders: DecodePool
     ) -> None:
-        from vllm.multimodal.inputs import MultiModalBatchedField, PlaceholderRange
-
         self.info = info
         self.calls_in_flight: int | None = None
         self.form = prompt_form
-        self._image_field = MultiModalBatchedField()
-        self._image_span = PlaceholderRange(*prompt_form.image_span)
+        self._renderer = llm.renderer
         self._max_len = int(llm.model_config.max_model_len)
         # Requests ahead of the engine, enough for two rounds: their pictures are in memory.
         self._ahead = 2 * int(llm.vllm_config.scheduler_config.max_num_seqs)
@@ -171,49 +169,40 @@ class VllmEngine:
         decoded = self._decoders.decode([about[0].image for about in chunk], self.form.size)
         for about, pixels in zip(chunk, decoded.result(), strict=True):
             if isinstance(pixels, BadImage):
-                seconds = time.monotonic() - started
-                call.put(
-                    [failed(one.request_id, self.info, pixels, latency_s=seconds) for one in about]
-                )
+                self._fail(about, pixels, call, started)
             else:
                 self._submit(about, pixels, call, started)
 
     def _submit(self, requests: list[Request], pixels: Pixels, call: _Call, started: float) -> None:
         """Submit the requests that share a picture."""
-        shared = self._picture(requests[0].image.sha256, pixels)
-        generations: list[Generation] = []
+        asked: list[tuple[Request, _Asked]] = []
         for request in requests:
             try:
-                asked = self._asked(request.question)
+                asked.append((request, self._asked(request.question)))
             except ValueError as error:
-                seconds = time.monotonic() - started
-                call.put([failed(request.request_id, self.info, error, latency_s=seconds)])
-                continue
-            answer = _Answer(request, asked, call, started, [None] * len(asked.params))
-            prompt = shared | {"prompt_token_ids": asked.tokens}
+                self._fail([request], error, call, started)
+        if not asked:
+            return
+        prompts = [each.tokens for _, each in asked]
+        sha256 = requests[0].image.sha256
+        try:
+            inputs = self.form.inputs(self._renderer, sha256, pixels, prompts)
+        except ValueError as error:
+            self._fail([request for request, _ in asked], error, call, started)
+            return
+        generations: list[Generation] = []
+        for (request, each), prompt in zip(asked, inputs, strict=True):
+            length = len(prompt["prompt_token_ids"])
+            answer = _Answer(request, each, length, call, started, [None] * len(each.params))
             generations += [
                 Generation(prompt, params, partial(answer.done, self, index), call.wanted)
-                for index, params in enumerate(asked.params)
+                for index, params in enumerate(each.params)
             ]
         self._core.submit(generations)
 
-    def _picture(self, sha256: str, pixels: Pixels) -> dict[str, Any]:
-        """A rendered input of vLLM but for the tokens; requests with one hash share features."""
-        import torch
-        from vllm.multimodal.inputs import (
-            MultiModalFieldElem,
-            MultiModalKwargsItem,
-            MultiModalKwargsItems,
-        )
-
-        element = MultiModalFieldElem(data=torch.from_numpy(pixels), field=self._image_field)
-        item = MultiModalKwargsItem({"pixel_values": element})
-        return {
-            "type": "multimodal",
-            "mm_kwargs": MultiModalKwargsItems({"image": [item]}),
-            "mm_hashes": {"image": [sha256]},
-            "mm_placeholders": {"image": [self._image_span]},
-        }
+    def _fail(self, requests: list[Request], cause: Exception, call: _Call, started: float) -> None:
+        seconds = time.monotonic() - started
+        call.put([failed(one.request_id, self.info, cause, latency_s=seconds) for one in requests])
 
     def _asked(self, question: Question) -> _Asked:
         """Tokens and parameters of a question.
@@ -253,7 +242,7 @@ class VllmEngine:
             SamplingParams,
             temperature=0.0,
             detokenize=False,
-            stop_token_ids=[self.form.end_token],
+            stop_token_ids=list(self.form.end_tokens),
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_clone=True,
         )
@@ -297,7 +286,7 @@ class VllmEngine:
             created_at=datetime.now(UTC),
             latency_s=seconds,
             label_logprobs=logprobs,
-            tokens_in=len(answer.asked.tokens),
+            tokens_in=answer.prompt_length,
             tokens_out=sum(len(result.tokens) for result in results),
             attempts=attempts,
         )

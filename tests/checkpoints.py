@@ -1,4 +1,4 @@
-"""Tiny random-weight PaliGemma checkpoints for tests: the published layout, made in a second.
+"""Tiny random-weight checkpoints for tests, in the published layouts, each made in a second.
 
 The files have the names and the weight layout of the published checkpoints (what vLLM loads, and
 what transformers converts when it loads), a byte-level BPE tokenizer and float32 weights. The
@@ -50,8 +50,121 @@ def paligemma(
     return folder
 
 
-def _tokenizer(folder: Path) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+CHAT_TEMPLATES = {
+    "llava": (
+        "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+        "{% for content in message['content'] if content['type'] == 'image' %}"
+        "{{ '<image>\n' }}{% endfor %}"
+        "{% for content in message['content'] if content['type'] == 'text' %}"
+        "{{ content['text'] + ' ' }}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    ),
+    "llava-next": (
+        "{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' }}"
+        "{% for content in message['content'] if content['type'] == 'image' %}"
+        "{{ '<image>\n' }}{% endfor %}"
+        "{% for content in message['content'] if content['type'] == 'text' %}"
+        "{{ content['text'] }}{% endfor %}{{ ' [/INST]' }}"
+        "{% else %}{{ ' ' + message['content'][0]['text'] + '<eos>' }}{% endif %}{% endfor %}"
+    ),
+}
+"""Of the published LLaVA-1.5 and LLaVA-v1.6-Mistral, as far as one turn goes."""
+
+
+def llava(folder: Path, model: Literal["llava", "llava-next"] = "llava", *, seed: int = 0) -> Path:
+    """Write a LLaVA-1.5 (Llama) or a LLaVA-NeXT (Mistral, pictures in tiles) into `folder`."""
+    import torch
+    from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(folder, begins=True)
+    config = _llava_config(tokenizer, model)
+    torch.manual_seed(seed)
+    made = {
+        "llava": LlavaForConditionalGeneration,
+        "llava-next": LlavaNextForConditionalGeneration,
+    }[model]
+    weights = made(config).eval()
+    _randomise(weights)
+    _save(weights, folder)
+    _llava_processor(folder, model)
+    return folder
+
+
+def _llava_config(tokenizer: Any, model: str) -> Any:
+    from transformers import LlavaConfig, LlavaNextConfig
+
+    text = {
+        "model_type": "llama" if model == "llava" else "mistral",
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+    }
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "projection_dim": 64,
+    }
+    tokens = {
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if model == "llava":
+        return LlavaConfig(text_config=text, vision_config=vision, **tokens)
+    return LlavaNextConfig(
+        text_config=text, vision_config=vision, image_grid_pinpoints=_PINPOINTS, **tokens
+    )
+
+
+_PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
+
+
+def _llava_processor(folder: Path, model: str) -> None:
+    next_one = model == "llava-next"
+    preprocessor: dict[str, Any] = {
+        "image_processor_type": "LlavaNextImageProcessor" if next_one else "CLIPImageProcessor",
+        "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": IMAGE_SIZE},
+    }
+    if next_one:
+        preprocessor |= {"do_pad": True, "image_grid_pinpoints": _PINPOINTS}
+    processor = {
+        "processor_class": "LlavaNextProcessor" if next_one else "LlavaProcessor",
+        "image_token": "<image>",
+        "num_additional_image_tokens": 1,
+        "patch_size": PATCH_SIZE,
+        "vision_feature_select_strategy": "default",
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
+    (folder / "processor_config.json").write_text(json.dumps(processor, indent=2))
+    template = json.dumps({"chat_template": CHAT_TEMPLATES[model]}, indent=2)
+    (folder / "chat_template.json").write_text(template)
+
+
+def _tokenizer(folder: Path, begins: bool = False) -> Any:
+    """`begins`: whether it puts `<bos>` before every text, as Llama's does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.BPE())
@@ -66,13 +179,16 @@ def _tokenizer(folder: Path) -> Any:
         show_progress=False,
     )
     core.train_from_iterator(CORPUS, trainer)
+    if begins:
+        bos = ("<bos>", core.token_to_id("<bos>"))
+        core.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[bos])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token="<bos>",
         eos_token="<eos>",
         pad_token="<pad>",
         unk_token="<unk>",
-        add_bos_token=False,
+        add_bos_token=begins,
         add_eos_token=False,
         padding_side="left",
     )
@@ -150,14 +266,16 @@ def _save(model: Any, folder: Path) -> None:
     from safetensors.torch import save_file
 
     renames = (
+        ("lm_head.", "language_model.lm_head."),
         ("model.language_model.", "language_model.model."),
         ("model.vision_tower.vision_model.", "vision_tower.vision_model."),
         ("model.vision_tower.", "vision_tower.vision_model."),
         ("model.multi_modal_projector.", "multi_modal_projector."),
+        ("model.image_newline", "image_newline"),
     )
     weights = {}
     for name, weight in model.state_dict().items():
-        if name == "lm_head.weight":  # tied to the embeddings
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
             continue
         for old, new in renames:
             if name.startswith(old):
@@ -166,7 +284,7 @@ def _save(model: Any, folder: Path) -> None:
         weights[name] = weight.contiguous()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     model.config.dtype = "float32"
-    model.config.architectures = ["PaliGemmaForConditionalGeneration"]
+    model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
 

@@ -1,7 +1,7 @@
 """Which models can be asked: one YAML card each, found by its file name.
 
 A card says which engine runs it, the checkpoint and revision, what it answers and how it is
-asked by default.
+asked by default. A model without a card is named by engine and checkpoint, `vllm:owner/name`.
 """
 
 import hashlib
@@ -11,11 +11,14 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from facescan import registry
+from facescan import protocols, registry
 from facescan.errors import UsageError
 
 PACKAGE = "facescan.models"
 _CONTENT = (".json", ".safetensors", ".model", ".txt", ".jinja")
+
+_NEUTRAL = "neutral"
+"""The protocol of a model without a card: it can be asked what this asks."""
 
 FOLDER_CARD = "facescan.yaml"
 """A model folder given as `--model FOLDER` holds its card under this name."""
@@ -146,16 +149,44 @@ def _read(file: Path, name: str) -> ModelCard:
     )
 
 
+def _of_checkpoint(engine: str, checkpoint: str) -> ModelCard:
+    folder = Path(checkpoint)
+    if folder.is_dir():
+        path, revision = str(folder.resolve()), None
+    else:
+        path, _, revision = checkpoint.partition("@")
+    name = Path(path).name
+    if not engine or not name:
+        raise UsageError(f"--model {engine}:{checkpoint}: expected ENGINE:OWNER/NAME[@REVISION]")
+    return ModelCard(
+        name=name,
+        description=f"{checkpoint}, without a card",
+        engine=engine,
+        protocol=_NEUTRAL,
+        attributes=tuple(protocols.load(_NEUTRAL).attributes),
+        checkpoint=Checkpoint(path=path, revision=revision or None),
+    )
+
+
 def load(name: str) -> ModelCard:
-    """The card of that name, or of a model folder that holds a `facescan.yaml`.
+    """The card of that name, or one made for a model that has none in facescan.
+
+    Args:
+        name: of a card; a folder that holds a `facescan.yaml`; or an engine and a checkpoint of
+            any model that it can ask, a repository (`vllm:owner/name`, with a commit or tag
+            `vllm:owner/name@revision`) or a folder (`vllm:/models/mine`). Such a model is called
+            by the last part of its path.
 
     Raises:
         UnknownNameError: no file carries the name.
-        UsageError: the file is not a valid card.
+        UsageError: the file is not a valid card, or the name no checkpoint.
     """
     folder = Path(name)
     if folder.is_dir():
         if not (folder / FOLDER_CARD).is_file():
             raise UsageError(f"--model {name}: the folder has no model card {FOLDER_CARD}")
         return _read((folder / FOLDER_CARD).resolve(), folder.resolve().name)
+    engine, colon, checkpoint = name.partition(":")
+    if colon:
+        return _of_checkpoint(engine, checkpoint)
     return _read(registry.path(PACKAGE, name), name)

@@ -2,8 +2,9 @@
 
 `engine_options` of a card, all optional:
 
-- `max_model_len`: tokens of prompt and answer; default: image tokens + 512.
-- `max_num_seqs` (512): requests a step.
+- `max_model_len`: tokens of prompt and answer; default: PaliGemma's image tokens + 512; for a chat
+  model what it can take, at most 8192.
+- `max_num_seqs`: requests a step; default 512 for PaliGemma, 128 for a chat model.
 - `max_num_batched_tokens`: prompt tokens a step; default 16384 on a GPU. On CPU 8192, which is 510
   images/s of PaliGemma-224 with trivial weights where 16384 is 300 and 4096 is 410: the pixels of
   a step then stay below 32 MiB, above which the C library takes fresh pages for every tensor.
@@ -31,7 +32,6 @@ from serving.prompt_forms import PromptForm, form
 from serving.vllm_core import claim, disclaim
 from serving.vllm_engine import VllmEngine
 
-_TEXT_ROOM = 512
 _GIB = 1 << 30
 
 
@@ -41,7 +41,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_model_len: int | None = Field(default=None, ge=1)
-    max_num_seqs: int = Field(default=512, ge=1)
+    max_num_seqs: int | None = Field(default=None, ge=1)
     max_num_batched_tokens: int | None = Field(default=None, ge=1)
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     kv_cache_gib: float | None = Field(default=None, gt=0)
@@ -69,7 +69,7 @@ def _on_cpu() -> bool:
 
 def preprocessing(card: ModelCard) -> str:
     """See `serving.engine.EngineModule`."""
-    return "upright RGB; Pillow bicubic to the model's square, aspect not kept; -1 to 1"
+    return "upright RGB; the checkpoint's own image processor, on Pillow"
 
 
 def numerics(card: ModelCard) -> dict[str, str]:
@@ -106,7 +106,7 @@ def load(card: ModelCard, checkpoint: Checkpoint | None, settings: EngineSetting
     found = weights.find(checkpoint)
     prompt_form = form(found)
     with weights.together(found) as folder:
-        llm = _start(_arguments(card, options, folder, found.config, prompt_form), settings)
+        llm = _start(_arguments(card, options, folder, prompt_form), settings)
     return VllmEngine(llm, prompt_form, _info(llm, found, prompt_form), settings.decoders)
 
 
@@ -144,22 +144,18 @@ def _start(arguments: dict[str, Any], settings: EngineSettings) -> Any:
 
 
 def _arguments(
-    card: ModelCard,
-    options: Options,
-    folder: Path,
-    config: dict[str, Any],
-    prompt_form: PromptForm,
+    card: ModelCard, options: Options, folder: Path, prompt_form: PromptForm
 ) -> dict[str, Any]:
-    length = options.max_model_len or prompt_form.image_span[1] + _TEXT_ROOM
+    length = options.max_model_len or prompt_form.max_model_len
+    seats = options.max_num_seqs or prompt_form.max_num_seqs
     step_tokens = options.max_num_batched_tokens or (8192 if _on_cpu() else 16384)
-    arguments = {
+    arguments = prompt_form.vllm_arguments | {
         "model": str(folder),
-        "hf_overrides": prompt_form.hf_overrides,
         "dtype": card.dtype,
         "tensor_parallel_size": card.tensor_parallel_size,
         "load_format": "safetensors",
         "max_model_len": length,
-        "max_num_seqs": options.max_num_seqs,
+        "max_num_seqs": seats,
         "max_num_batched_tokens": max(step_tokens, length),
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "enforce_eager": options.enforce_eager,
@@ -168,24 +164,25 @@ def _arguments(
         "mm_processor_cache_gb": 0,
         "logits_processors": [LOGITS_PROCESSOR],
         "logprobs_mode": "raw_logprobs",
-        # A window as long as the longest sequence is none; vLLM refuses longer sequences.
-        "disable_sliding_window": True,
         "scheduling_policy": "priority",
         "seed": 0,
     }
     if options.kv_cache_gib is not None:
         arguments["kv_cache_memory_bytes"] = int(options.kv_cache_gib * _GIB)
     elif _on_cpu():
-        needed = options.max_num_seqs * length * _bytes_per_token(config["text_config"])
+        needed = seats * length * _bytes_per_token(folder)
         arguments["kv_cache_memory_bytes"] = min(4 * _GIB, max(needed, _GIB // 16))
     return arguments
 
 
-def _bytes_per_token(text: dict[str, Any]) -> int:
-    """Of KV cache, in float32; the shapes that a configuration leaves out are Gemma's."""
-    heads = text.get("num_key_value_heads", 1)
-    width = text.get("head_dim", 256)
-    return int(2 * text.get("num_hidden_layers", 18) * heads * width * 4)
+def _bytes_per_token(folder: Path) -> int:
+    """Of KV cache, in float32."""
+    from transformers import AutoConfig
+
+    text = AutoConfig.from_pretrained(folder).get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * width * 4)
 
 
 def _info(llm: Any, found: weights.Weights, prompt_form: PromptForm) -> EngineInfo:

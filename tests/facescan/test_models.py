@@ -6,6 +6,7 @@ import pytest
 
 from facescan import attributes, models, prompt, protocols
 from facescan.errors import UnknownNameError, UsageError
+from facescan.models import Checkpoint
 from serving import engine
 
 EACH = pytest.mark.parametrize("name", models.names())
@@ -105,3 +106,19 @@ def test_an_unknown_model_says_which_there_are(tmp_path: Path) -> None:
         models.load("facescan-paligema")
     with pytest.raises(UsageError, match="no model card"):
         models.load(str(tmp_path))
+
+
+def test_a_model_without_a_card_is_named_by_engine_and_checkpoint(tmp_path: Path) -> None:
+    card = models.load("vllm:llava-hf/llava-1.5-7b-hf@v1")
+    assert (card.name, card.engine, card.protocol) == ("llava-1.5-7b-hf", "vllm", "neutral")
+    assert card.checkpoint == Checkpoint(path="llava-hf/llava-1.5-7b-hf", revision="v1")
+    assert set(card.attributes) == {"race", "gender", "age", "emotion"}
+    folder = tmp_path / "odd@name"
+    folder.mkdir()
+    assert models.load(f"vllm:{folder}").checkpoint == Checkpoint(path=str(folder))
+
+
+@pytest.mark.parametrize("name", ["vllm:", ":owner/name"])
+def test_half_a_name_of_a_checkpoint_says_what_is_expected(name: str) -> None:
+    with pytest.raises(UsageError, match=r"OWNER/NAME\[@REVISION\]"):
+        models.load(name)

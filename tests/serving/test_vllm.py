@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,7 +55,7 @@ PICTURES = 64
 class Served:
     """One checkpoint, its engine, and what the engine answered to every picture."""
 
-    version: int
+    name: str
     checkpoint: Checkpoint
     whole: Path
     engine: Engine
@@ -92,12 +93,21 @@ def processor_elsewhere(whole: Path, folder: Path) -> Checkpoint:
     return Checkpoint(path=str(weights), processor=str(processor))
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["paligemma1", "paligemma2"])
+MAKE = {
+    "paligemma1": partial(checkpoints.paligemma, version=1),
+    "paligemma2": partial(checkpoints.paligemma, version=2),
+    "llava": partial(checkpoints.llava, model="llava"),
+    "llava-next": partial(checkpoints.llava, model="llava-next"),
+}
+PALIGEMMAS = pytest.mark.parametrize("served", ["paligemma1", "paligemma2"], indirect=True)
+
+
+@pytest.fixture(scope="module", params=MAKE)
 def served(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("checkpoint")
-    whole = checkpoints.paligemma(folder / "whole", request.param)
+    whole = MAKE[request.param](folder / "whole")
     checkpoint = Checkpoint(path=str(whole))
-    if request.param == 1:
+    if request.param == "paligemma1":
         checkpoint = processor_elsewhere(whole, folder)
     decoders = DecodePool(2)
     running = engine.module("vllm").load(CARD, checkpoint, EngineSettings(decoders))
@@ -139,6 +149,7 @@ def test_choice_is_greedy_over_the_trie_of_labels(served: Served) -> None:
     assert len(set(expected)) > 1
 
 
+@PALIGEMMAS
 def test_stock_vllm_fails_the_same_check(served: Served, tmp_path: Path) -> None:
     pixels = [images.decode(picture, (checkpoints.IMAGE_SIZE,) * 2) for picture in served.pictures]
     np.savez(tmp_path / "pixels.npz", *pixels)
@@ -159,6 +170,7 @@ def test_stock_vllm_fails_the_same_check(served: Served, tmp_path: Path) -> None
     assert sum(same) < PICTURES // 2
 
 
+@PALIGEMMAS
 def test_stock_architecture_stays_vllms(served: Served) -> None:
     from vllm import ModelRegistry
 

@@ -11,6 +11,7 @@ from facescan.errors import EngineError, UsageError
 from facescan.models import Checkpoint, ModelCard
 from serving import engine, prompt_forms, weights
 from serving.engine import EngineSettings
+from tests import checkpoints
 
 
 def checkpoint(folder: Path, *names: str, architecture: str = "Other") -> Checkpoint:
@@ -101,10 +102,36 @@ def test_weights_and_processor_are_put_together(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_an_architecture_without_a_form_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_processor_is_refused(tmp_path: Path) -> None:
     found = weights.find(checkpoint(tmp_path, "model.safetensors", architecture="GPT2LMHeadModel"))
-    with pytest.raises(EngineError, match=r"GPT2LMHeadModel.*PaliGemma"):
+    with pytest.raises(EngineError, match=r"no usable processor for GPT2LMHeadModel"):
         prompt_forms.form(found)
+
+
+def test_a_model_that_takes_no_pictures_is_refused(tmp_path: Path) -> None:
+    folder = checkpoints.llava(tmp_path)
+    for name in ("processor_config.json", "preprocessor_config.json", "chat_template.json"):
+        (folder / name).unlink()
+    with pytest.raises(EngineError, match=r"takes no pictures|no usable processor"):
+        prompt_forms.form(weights.find(Checkpoint(path=str(folder))))
+
+
+def test_a_chat_model_without_a_template_is_refused(tmp_path: Path) -> None:
+    folder = checkpoints.llava(tmp_path)
+    (folder / "chat_template.json").unlink()
+    with pytest.raises(EngineError, match=r"no chat template.*chat_template\.jinja"):
+        prompt_forms.form(weights.find(Checkpoint(path=str(folder))))
+
+
+def test_a_template_that_hides_where_an_answer_begins_cannot_be_scored(tmp_path: Path) -> None:
+    folder = checkpoints.llava(tmp_path)
+    template = json.loads((folder / "chat_template.json").read_text())["chat_template"]
+    hidden = template.replace("{{ 'ASSISTANT:' }}", "{{ 'BOT:' }}")
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": hidden}))
+    form = prompt_forms.form(weights.find(Checkpoint(path=str(folder))))
+    assert form.prompt_tokens("what?")
+    with pytest.raises(ValueError, match=r"begins an answer with .*BOT:.* as .*ASSISTANT: Black"):
+        form.label_tokens("what?", "Black")
 
 
 def test_a_card_that_cannot_work_is_a_usage_error(tmp_path: Path) -> None:
