@@ -55,7 +55,7 @@ _ABSTENTION = re.compile(
     r"|make out|judge|assess|determined|seen|told|known|discerned|identified|inferred"
     r"|be (?:sure|certain))\b"
     r"|\b(?:hard|difficult) to (?:identify|guess|infer|classify)\b"
-    r"|\b(?:unsure|uncertain|not sure|not certain|unclear|no idea)\b"
+    r"|\b(?:unsure|uncertain|not sure|not certain|unclear|not (?:\w+ )?clear|no idea)\b"
 )
 _NOTHING_NAMED = re.compile(
     r"\b(?:unknown|undetermined|indeterminate|unspecified|unanswerable|none|null"

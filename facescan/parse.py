@@ -34,7 +34,7 @@ from facescan.mentions import (
 )
 from facescan.types import AnswerMode, FinishReason, Outcome, Question
 
-PARSER_VERSION = "3"
+PARSER_VERSION = "4"
 """Raised with every change here, in `facescan.mentions` or in an attribute's phrases that can
 change a reading; stands in every prediction."""
 
