@@ -10,5 +10,8 @@ def files(root: Path) -> Iterator[str]:
     for folder, folders, names in os.walk(root):
         # Sorted in place, `os.walk` goes through the folders in this order.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in names if not name.startswith(".")):
-            yield Path(folder, name).relative_to(root).as_posix()
+        below = Path(folder).relative_to(root).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield prefix + name

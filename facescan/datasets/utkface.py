@@ -37,14 +37,15 @@ def _read(release: str, source: Source[NoOptions]) -> Iterator[SourceRow | Rejec
     root_name = root.resolve().name
     ours = theirs = 0
     for path in _folder.files(root):
-        if not path.lower().endswith(".jpg"):
+        folder, _, name = path.rpartition("/")
+        if not name.lower().endswith(".jpg"):
             yield Rejected(path, "not_an_image_file")
-        elif path.lower().endswith(_ALIGNED) != (release == "aligned"):
+        elif name.lower().endswith(_ALIGNED) != (release == "aligned"):
             theirs += 1
             yield Rejected(path, "of_the_other_release")
         else:
             ours += 1
-            yield _face(path, Path(path).parent.name or root_name, ages)
+            yield _face(path, name, folder.rpartition("/")[2] or root_name, ages)
     if theirs and not ours:
         (other,) = _RELEASES.keys() - {release}
         raise DataError(
@@ -53,21 +54,21 @@ def _read(release: str, source: Source[NoOptions]) -> Iterator[SourceRow | Rejec
         )
 
 
-def _face(path: str, folder: str, ages: LabelSet) -> SourceRow | Rejected:
-    name = _NAME.fullmatch(Path(path).name)
-    if name is None or int(name[1]) > _OLDEST:
+def _face(path: str, name: str, folder: str, ages: LabelSet) -> SourceRow | Rejected:
+    fields = _NAME.fullmatch(name)
+    if fields is None or int(fields[1]) > _OLDEST:
         return Rejected(path, "malformed_name")
-    years = int(name[1])
+    years = int(fields[1])
     # Names are not known to be unique over the parts of the wild release.
     part = f"{folder}/" if _PART.fullmatch(folder) else ""
     return SourceRow(
         where=path,
-        image_id=part + "_".join(name.groups()),
+        image_id=part + "_".join(fields.groups()),
         image=path,
         split="all",
         labels={
-            "race": _RACES[int(name[3])],
-            "gender": _GENDERS[int(name[2])],
+            "race": _RACES[int(fields[3])],
+            "gender": _GENDERS[int(fields[2])],
             "age": ages.covering(years, years),
         },
         values={"years": float(years)},
