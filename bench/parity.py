@@ -3,19 +3,20 @@ r"""The vLLM engine beside transformers, one picture at a time: does it give the
     python -m bench.parity --checkpoint google/paligemma-3b-mix-224 --dtype bfloat16 \
         --images photos/ --protocol neutral --attribute race --prompt-form "answer en {question}"
 
-Without arguments it makes a tiny random checkpoint and random pictures, in float32. It prints the
-flip rate, which is the share of pictures whose greedy answer (or best label) differs, and the
-largest difference of a label's log-probability. In float32 both are to be 0 (differences below
-0.001); in bfloat16 the two implementations round differently, and the flip rate says how often
-that changes an answer.
+Without a checkpoint it makes a tiny random one (`--tiny llava` and so on) and random pictures, in
+float32. It prints the flip rate, which is the share of pictures whose greedy answer (or best label)
+differs, and the largest difference of a label's log-probability. In float32 both are to be 0
+(differences below 0.001); in bfloat16 the two implementations round differently, and the flip rate
+says how often that changes an answer.
 """
 
 import argparse
 import asyncio
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -219,10 +220,13 @@ def report(
     reference = Reference(checkpoint, running.info.numerics["dtype"])
     rows = [compare(reference, replies, question, picture) for picture in pictures]
     total = len(rows)
+    free = variants(question)[AnswerMode.FREE].identity
+    said = {replies[request_id(free, picture.sha256)].raw_response for picture in pictures}
     greedy = sum(not same for same, _, _ in rows)
     best = sum(not same for _, same, _ in rows)
     print(f"{running.info.resolved_model}, {running.info.engine}, {running.info.numerics['dtype']}")
     print(f"greedy answers that differ: {greedy} of {total} ({greedy / total:.2%})")
+    print(f"distinct greedy answers:    {len(said)}")
     print(f"best labels that differ:    {best} of {total} ({best / total:.2%})")
     print(f"largest difference of a label's log-probability: {max(row[2] for row in rows):.6f}")
 
@@ -240,6 +244,7 @@ def main() -> None:
     """Read the arguments and report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--checkpoint", help="folder or repository; default: a tiny random one")
+    parser.add_argument("--tiny", default="paligemma", help="paligemma, llava or llava-next")
     parser.add_argument("--revision")
     parser.add_argument("--processor", help="where its processor's files are, if elsewhere")
     parser.add_argument("--images", type=Path, help="folder of pictures; default: random ones")
@@ -267,7 +272,12 @@ def main() -> None:
         if arguments.checkpoint is None:
             from tests import checkpoints
 
-            arguments.checkpoint = str(checkpoints.paligemma(Path(folder)))
+            makers: dict[str, Callable[[Path], Path]] = {
+                "paligemma": checkpoints.paligemma,
+                "llava": partial(checkpoints.llava, model="llava"),
+                "llava-next": partial(checkpoints.llava, model="llava-next"),
+            }
+            arguments.checkpoint = str(makers[arguments.tiny](Path(folder)))
         checkpoint = Checkpoint(
             path=arguments.checkpoint,
             revision=arguments.revision,
