@@ -1,6 +1,6 @@
 """Scores for the person at the terminal: percent, one decimal, every count beside its figure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 from rich.box import SIMPLE_HEAD
@@ -24,46 +24,81 @@ _HEADER = (
 
 
 def show(scores: Sequence[Score], console: Console) -> None:
-    """Print one table per model, data set, split and protocol, with what limits it underneath.
+    """Print one table per data set and split, with what limits its figures underneath.
 
-    A terminal gets a ruled table, folded where it is narrow, or the figures one below the other
-    where it is very narrow; anything else gets aligned plain text, one line a row.
+    Several models or protocols stand in it one below the other, view by view. A terminal gets a
+    ruled table, folded where it is narrow, or the figures one below the other where it is very
+    narrow; anything else gets aligned plain text, one line a row.
     """
-
-    def asked(score: Score) -> tuple[str, str, str, str, str]:
-        key = score.key
-        return key.model, key.dataset, key.split, key.protocol, key.answer_mode
-
-    for (model, dataset, split, protocol, mode), group in groupby(sorted(scores, key=asked), asked):
+    for (dataset, split), group in groupby(sorted(scores, key=_place), _place):
         together = list(group)
-        _line(console, f"{model} on {dataset}/{split}, protocol {protocol} ({mode})")
-        rows = [_HEADER, *(_cells(score) for score in together)]
-        _print(rows, console)
+        whom = sorted({_asked(score) for score in together})
+        if len(whom) == 1:
+            ((model, protocol, mode),) = whom
+            _line(console, f"{model} on {dataset}/{split}, protocol {protocol} ({mode})")
+            names = {whom[0]: ""}
+        else:
+            _line(console, f"{dataset}/{split}")
+            names = _told_apart(whom)
+            for (model, protocol, mode), name in names.items():
+                if name == model:
+                    _line(console, f"{model}: protocol {protocol} ({mode})")
+            together.sort(key=lambda score: (score.key.attribute, score.key.view, _asked(score)))
+        _print_rows(together, names, console)
         for score in together:
+            name = names[_asked(score)].replace("\n", " ")
             for remark in _remarks(score):
-                _line(console, remark)
+                _line(console, f"{name}: {remark}" if name else remark)
         _line(console, "")
+
+
+def _place(score: Score) -> tuple[str, str]:
+    return score.key.dataset, score.key.split
+
+
+_Asked = tuple[str, str, str]
+
+
+def _asked(score: Score) -> _Asked:
+    return score.key.model, score.key.protocol, score.key.answer_mode
+
+
+def _told_apart(whom: Sequence[_Asked]) -> dict[_Asked, str]:
+    """The shortest names by which all of these differ: the models', unless one is there twice."""
+    if len({model for model, _, _ in whom}) == len(whom):
+        return {each: each[0] for each in whom}
+    return {each: f"{each[0]}\n{each[1]} ({each[2]})" for each in whom}
+
+
+def _print_rows(scores: Sequence[Score], names: Mapping[_Asked, str], console: Console) -> None:
+    rows = [_HEADER, *(_cells(score) for score in scores)]
+    if len(names) > 1:
+        whose = ["model", *(names[_asked(score)] for score in scores)]
+        rows = [(row[0], name, *row[1:]) for row, name in zip(rows, whose, strict=True)]
+    _print(rows, 1 if len(names) == 1 else 2, console)
 
 
 def _line(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
-def _print(rows: Sequence[tuple[str, ...]], console: Console) -> None:
+def _print(rows: Sequence[tuple[str, ...]], words: int, console: Console) -> None:
+    """`words` is how many columns are text, the others are figures."""
     unfolded = [tuple(cell.replace("\n", " ") for cell in row) for row in rows]
     if console.is_terminal:
-        for table in (_ruled(unfolded), _ruled(rows)):
+        for table in (_ruled(unfolded, words), _ruled(rows, words)):
             if _width(table, console) <= console.width:
                 console.print(table, markup=False, highlight=False)
                 return
-    for line in _stacked(unfolded) if console.is_terminal else _plain(unfolded):
+    lines = _stacked(unfolded, words) if console.is_terminal else _plain(unfolded, words)
+    for line in lines:
         _line(console, line)
 
 
-def _ruled(rows: Sequence[tuple[str, ...]]) -> Table:
+def _ruled(rows: Sequence[tuple[str, ...]], words: int) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for position, title in enumerate(rows[0]):
-        table.add_column(title, justify="right" if position else "left", no_wrap=True)
+        table.add_column(title, justify="left" if position < words else "right", no_wrap=True)
     for row in rows[1:]:
         table.add_row(*row)
     return table
@@ -75,17 +110,20 @@ def _width(table: Table, console: Console) -> int:
     return console.measure(table, options=unbounded).maximum
 
 
-def _plain(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+def _plain(rows: Sequence[tuple[str, ...]], words: int) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        numbers = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        yield "  ".join([first.ljust(widths[0]), *numbers])
+    for row in rows:
+        yield "  ".join(
+            cell.ljust(width) if position < words else cell.rjust(width)
+            for position, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
 
 
-def _stacked(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    (_, *titles), *scores = rows
-    for view, *figures in scores:
-        yield view
+def _stacked(rows: Sequence[tuple[str, ...]], words: int) -> Iterator[str]:
+    titles = rows[0][words:]
+    for row in rows[1:]:
+        figures = row[words:]
+        yield ", ".join(row[:words])
         yield from (f"  {title}: {figure}" for title, figure in zip(titles, figures, strict=True))
 
 

@@ -67,3 +67,34 @@ def test_names_are_shown_as_they_are() -> None:
     """Square brackets are markup to rich, and models may be called anything."""
     text = shown([row("cap", "cap", model="tuned[bold]")], terminal=True)
     assert "tuned[bold] on people/test" in text
+
+
+def test_models_stand_in_one_table_view_by_view() -> None:
+    other = [row("cap", "cap", model="blind", protocol="brief")] * 3
+    unlabelled = [row("cap", None, model="blind", protocol="brief")]
+    lines = shown([*ROWS, *other, *unlabelled]).splitlines()
+    assert lines[:3] == [
+        "people/test",
+        "blind: protocol brief (free)",
+        "seer: protocol neutral (free)",
+    ]
+    assert lines[3].split()[:3] == ["view", "model", "n"]
+    assert lines[4].split()[:5] == ["hat-4", "as", "hat-2", "blind", "3"]
+    assert [line.split()[:2] for line in lines[8:10]] == [["hat-4", "blind"], ["hat-4", "seer"]]
+    assert "blind: hat-4: 1 rows have no target and are not scored (answered 1)." in lines
+
+
+def test_one_model_asked_twice_is_told_apart_by_its_protocols() -> None:
+    other = [row("cap", "cap", protocol="brief")] * 3
+    text = shown([*ROWS, *other])
+    assert "\nhat-4           seer brief (free)  " in text
+    assert "\nhat-4           seer neutral (free)" in text
+
+
+@pytest.mark.parametrize("width", [120, 80, 60, 40])
+def test_no_figure_of_several_models_is_cut_at_any_width(width: int) -> None:
+    other = [row("cap", "cap", model="a-model-with-a-long-name")] * 3
+    text = shown([*ROWS, *other], width=width, terminal=True)
+    assert all(len(line.rstrip()) <= width for line in text.splitlines())
+    for figure in (*FIGURES, "a-model-with-a-long-name"):
+        assert figure in text
