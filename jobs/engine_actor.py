@@ -170,6 +170,7 @@ class EngineActor:
         if self._stopped is None:
             # One call that waits for as long as this process lives, for all batches.
             self._stopped = asyncio.ensure_future(self._watch.until_stopped.remote())
+            self._stopped.add_done_callback(lambda _: self._journal.stop_joining())
         regularly = asyncio.create_task(self._journal.keep_durable())
         asking = asyncio.create_task(self._ask(requests))
         try:

@@ -133,6 +133,8 @@ class Watch:
         Ray ends what belongs to a dead driver after 3 to 4 seconds, in which two engines of 20 ms a
         request asked up to 370 more, and the command given again at once asked some of them twice.
 
+        Where the system cannot tell (no Linux, before 5.3, a sandbox that forbids it), that stays so.
+
         Args:
             driver: id of the process.
             processes: what the driver knows as `lease.processes`.
@@ -143,6 +145,8 @@ class Watch:
             ended = os.pidfd_open(driver)
         except ProcessLookupError:
             self._stop.set()
+            return
+        except (AttributeError, OSError):  # a Python may be built without it
             return
         loop = asyncio.get_running_loop()
 

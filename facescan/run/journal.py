@@ -88,6 +88,7 @@ class Journal:
         self._taken = self._written = 0
         self._small: list[str] = []
         self._in_small: list[Reply] = []
+        self._joins = True
         self._writing = asyncio.Lock()
 
     def append(self, reply: Reply) -> bool:
@@ -110,6 +111,10 @@ class Journal:
             if self._written < taken:
                 await asyncio.to_thread(self._write)
 
+    def stop_joining(self) -> None:
+        """Let no part vanish any more: another command may be about to read them."""
+        self._joins = False
+
     async def keep_durable(self) -> None:
         """Write what has waited for `FLUSH_SECONDS`, until cancelled.
 
@@ -130,7 +135,7 @@ class Journal:
             self._small.append(name)
             self._in_small += replies
         if len(self._small) >= _SMALL_PARTS or len(self._in_small) >= FLUSH_REPLIES:
-            if len(self._small) > 1:
+            if len(self._small) > 1 and self._joins:
                 self._put(self._in_small)
                 for small in self._small:
                     self._storage.delete(small)
@@ -286,12 +291,25 @@ def _batches(storage: Storage, names: Sequence[str], schema: pa.Schema) -> Itera
 
 
 def answered_in(storage: Storage, session: str) -> set[bytes]:
-    """The 16-byte keys of all requests that a running command has replies to."""
-    names = [name for name in storage.names() if name.startswith(f"part-{session}-")]
+    """The 16-byte keys of all requests that a running command has durable replies to.
+
+    Meanwhile its writers may join small parts; what a part that is gone held is then in a new one.
+    """
+    schema = pa.schema([REPLY_SCHEMA.field("request_id")])
     keys: set[bytes] = set()
-    for batch in reader(storage, names, ["request_id"]):
-        keys.update(bytes.fromhex(str(key)) for key in batch.column(0).to_pylist())
-    return keys
+    seen: set[str] = set()
+    while True:
+        names = {name for name in storage.names() if name.startswith(f"part-{session}-")} - seen
+        gone = False
+        for name in names:
+            try:
+                for batch in _batches(storage, [name], schema):
+                    keys.update(bytes.fromhex(str(key)) for key in batch.column(0).to_pylist())
+            except FileNotFoundError:
+                gone = True
+        if not gone:
+            return keys
+        seen |= names
 
 
 def compact(storage: Storage) -> None:

@@ -1,6 +1,7 @@
 """What kills an engine is found by few restarts, and what was only there is never blamed."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -285,4 +286,20 @@ def test_a_driver_among_other_processes_is_not_looked_for() -> None:
         await watch.stop_with(2**22, "another boot")
         return (await watch.round(KEYS)).stopped
 
+    assert not asyncio.run(stopped())
+
+
+@pytest.mark.parametrize("error", [AttributeError("pidfd_open"), PermissionError(1, "sandbox")])
+def test_a_run_goes_on_where_the_system_cannot_tell_of_a_process_end(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def pidfd_open(process: int) -> int:
+        raise error
+
+    async def stopped() -> bool:
+        watch = Watch()
+        await watch.stop_with(os.getpid(), lease.processes())
+        return (await watch.round(KEYS)).stopped
+
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open)
     assert not asyncio.run(stopped())

@@ -274,6 +274,37 @@ def test_the_keys_of_one_command_are_told_from_those_of_others(place: Storage) -
     assert journal.answered_in(place, "mine") == expected
 
 
+def test_keys_are_found_while_parts_are_being_joined(
+    on_disk: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_SMALL_PARTS", 3)
+    writer = Journal(on_disk, "s", "w")
+    write_one_by_one(writer, range(2))
+    more = iter([range(2, 3)])
+
+    def join() -> None:
+        for numbers in more:
+            write_one_by_one(writer, numbers)
+
+    # Between the listing of the parts and the opening of the first.
+    place = disturbed(on_disk, ["open"], join)
+    assert journal.answered_in(place, "s") == {number.to_bytes(16) for number in range(3)}
+    assert len(on_disk.names()) == 1, "not joined"
+
+
+def test_a_journal_that_is_to_stop_leaves_its_parts(
+    on_disk: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_SMALL_PARTS", 3)
+    writer = Journal(on_disk, "s", "w")
+    write_one_by_one(writer, range(2))
+    before = set(on_disk.names())
+    writer.stop_joining()
+    write_one_by_one(writer, range(2, 9))
+    assert before < set(on_disk.names())
+    assert keys(on_disk) == list(range(9))
+
+
 def test_merging_sorts_by_key_and_counts_each_request_once(place: Storage) -> None:
     for writer, numbers in enumerate(([5, 3], [1, 3], [4])):
         written(place, map(reply, numbers), writer=f"w{writer}")
