@@ -62,8 +62,11 @@ class Reference:
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
+        elsewhere = checkpoint.processor is not None
         self._processor = AutoProcessor.from_pretrained(
-            checkpoint.processor or checkpoint.path, backend="pil"
+            checkpoint.processor or checkpoint.path,
+            revision=None if elsewhere else checkpoint.revision,
+            backend="pil",
         )
         self._model = (
             AutoModelForImageTextToText.from_pretrained(
@@ -75,22 +78,33 @@ class Reference:
 
     def _inputs(self, image: EncodedImage, question: Question, label: str | None = None) -> Any:
         """What the model is given; with a label as if it had answered so."""
-        end = self._processor.tokenizer.eos_token
-        suffix = {}
         if self._model.config.model_type == "paligemma":
             text = f"<image>{question.prompt}"
-            suffix = {} if label is None else {"suffix": label}
+            options: dict[str, Any] = {} if label is None else {"suffix": label}
         else:
-            content = [{"type": "image"}, {"type": "text", "text": question.prompt}]
-            text = self._processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
-            )
-            text += "" if label is None else f" {label}{end}"
+            text = self._templated(question, label)
+            bos = self._processor.tokenizer.bos_token
+            options = {"add_special_tokens": not (bos and text.startswith(bos))}
         inputs = self._processor(
-            images=Image.fromarray(images.decode(image)), text=text, return_tensors="pt", **suffix
+            images=Image.fromarray(images.decode(image)), text=text, return_tensors="pt", **options
         )
         inputs.pop("labels", None)
         return inputs.to(self._model.device)
+
+    def _templated(self, question: Question, label: str | None) -> str:
+        """The chat so far; with a label up to the end token of the turn that says it."""
+        content = [{"type": "image"}, {"type": "text", "text": question.prompt}]
+        chat: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        begun = str(self._processor.apply_chat_template(chat, add_generation_prompt=True))
+        if label is None:
+            return begun
+        chat.append({"role": "assistant", "content": [{"type": "text", "text": label}]})
+        turn = str(self._processor.apply_chat_template(chat))
+        end = turn.index(label, len(begun)) + len(label)
+        tokenizer = self._processor.tokenizer
+        rest = turn[end:].strip()
+        special = [name for name in tokenizer.all_special_tokens if rest.startswith(name)]
+        return turn[:end] + (special[0] if special else str(tokenizer.eos_token))
 
     def _length(self, image: EncodedImage, question: Question) -> int:
         return int(self._inputs(image, question)["input_ids"].shape[1])

@@ -45,7 +45,7 @@ def passes(config: RunConfig, label_sets: Mapping[str, str]) -> list[Pass]:
             key = (question.model, question.protocol, attribute)
             if asked.setdefault(key, question.identity) != question.identity:
                 raise UsageError(
-                    f"two models are called '{question.model}'; rename one of the folders"
+                    f"two models are called '{question.model}'; give one a card of another name"
                 )
     return made
 
@@ -59,7 +59,8 @@ def _of_model(config: RunConfig, name: str, label_sets: Mapping[str, str]) -> li
     preprocessing = engine.preprocessing(card)
     protocol = protocols.load(config.protocol or card.protocol)
     by_checkpoint: dict[Checkpoint | None, list[str]] = {}
-    for attribute in _attributes(config.attributes, card, label_sets):
+    answers = [name for name in card.attributes if name in protocol.attributes]
+    for attribute in _attributes(config.attributes, card, answers, label_sets):
         by_checkpoint.setdefault(card.checkpoint_for(attribute), []).append(attribute)
     return [
         Pass(
@@ -74,9 +75,9 @@ def _of_model(config: RunConfig, name: str, label_sets: Mapping[str, str]) -> li
 
 
 def _attributes(
-    wanted: Sequence[str], card: ModelCard, label_sets: Mapping[str, str]
+    wanted: Sequence[str], card: ModelCard, answers: Sequence[str], label_sets: Mapping[str, str]
 ) -> Sequence[str]:
-    """Those asked for; else those the model answers and the dataset labels, or all it answers."""
+    """Those asked for; else those that it `answers` and the dataset labels, or all of them."""
     for attribute in wanted:
         attribute_files.load(attribute)
         if attribute not in card.attributes:
@@ -86,10 +87,10 @@ def _attributes(
             )
     if wanted:
         return list(dict.fromkeys(wanted))
-    labelled = [attribute for attribute in card.attributes if attribute in label_sets]
+    labelled = [attribute for attribute in answers if attribute in label_sets]
     if label_sets and not labelled:
         raise UsageError(
-            f"model {card.name} answers {', '.join(card.attributes)}, but the dataset labels "
+            f"model {card.name} answers {', '.join(answers)}, but the dataset labels "
             f"{', '.join(label_sets)}; name --attributes to ask all the same"
         )
-    return labelled or card.attributes
+    return labelled or answers

@@ -133,7 +133,7 @@ class Watch:
         Ray ends what belongs to a dead driver after 3 to 4 seconds, in which two engines of 20 ms a
         request asked up to 370 more, and the command given again at once asked some of them twice.
 
-        Where the system cannot tell (no Linux, before 5.3, a sandbox that forbids it), that stays so.
+        That stays so where the system cannot tell: no Linux, one before 5.3, a strict sandbox.
 
         Args:
             driver: id of the process.

@@ -47,6 +47,22 @@ class ChatForm:
             ends += more if isinstance(more, list) else [] if more is None else [more]
         self.end_tokens: tuple[int, ...] = tuple(dict.fromkeys(ends))
         self._one_at_a_time = threading.Lock()
+        self._check_template(weights.resolved)
+
+    def _check_template(self, resolved: str) -> None:
+        from jinja2 import TemplateError
+
+        try:
+            text = self._text("?")
+        except (TemplateError, TypeError) as error:
+            raise EngineError(
+                f"{resolved}: its chat template takes no question with a picture: {error!r}"
+            ) from error
+        place = getattr(self._processor, "image_token", None)
+        if place is not None and place not in text:
+            raise EngineError(
+                f"{resolved}: its chat template leaves the picture ({place}) out: {text!r}"
+            )
 
     def _text(self, prompt: str, answer: str | None = None) -> str:
         question = [{"type": "image"}, {"type": "text", "text": prompt}]
@@ -71,7 +87,7 @@ class ChatForm:
         return self._tokens(self._text(prompt))
 
     def label_tokens(self, prompt: str, label: str) -> list[int]:
-        """What the template makes of the label as the assistant's turn, up to the label's end.
+        """What the template makes of the label as the assistant's turn, and the turn's end token.
 
         Raises:
             ValueError: the template writes a turn otherwise than it begins one.
@@ -86,7 +102,15 @@ class ChatForm:
         before, tokens = self._tokens(begun), self._tokens(whole[:end])
         if tokens[: len(before)] != before:
             raise ValueError(f"the prompt's last token changes when {label!r} follows it")
-        return [*tokens[len(before) :], self.end_tokens[0]]
+        return [*tokens[len(before) :], self._end_token(whole[end:].strip())]
+
+    def _end_token(self, rest: str) -> int:
+        """The token that ends a turn: the template's, such as `<|im_end|>`, where it writes one."""
+        names = self._processor.tokenizer.convert_ids_to_tokens(list(self.end_tokens))
+        for token, name in zip(self.end_tokens, names, strict=True):
+            if rest.startswith(name):
+                return token
+        return self.end_tokens[0]
 
     def text(self, tokens: list[int]) -> str:
         """See `PromptForm`."""
@@ -120,5 +144,8 @@ class ChatForm:
         }
         # Processors keep state, such as a tokenizer's padding, that is not made for threads.
         with self._one_at_a_time:
-            (rendered,) = renderer.render_cmpl([prompt])
+            try:
+                (rendered,) = renderer.render_cmpl([prompt])
+            except RuntimeError as error:  # its processor and vLLM do not agree on the picture
+                raise ValueError(f"vLLM cannot place the picture: {error}") from error
         return dict(rendered)

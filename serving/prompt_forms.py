@@ -164,7 +164,7 @@ def form(weights: Weights) -> PromptForm:
     names = weights.config.get("architectures") or ["(none named)"]
     try:
         return _FORMS.get(names[0], ChatForm)(weights)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise EngineError(
             f"{weights.processor}: no usable processor for {names[0]}: {error}"
         ) from error

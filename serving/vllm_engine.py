@@ -21,6 +21,10 @@ from serving.label_tokens import SEQUENCES
 from serving.prompt_forms import PromptForm
 from serving.vllm_core import Generated, Generation, VllmCore
 
+_CHUNK_BYTES = 32 * 1024 * 1024
+"""Of pixels that are decoded together, above which no further picture is taken: a chat model's
+pictures come as large as they are, and each thread holds a chunk of them."""
+
 
 @dataclass(slots=True, eq=False)
 class _Call:
@@ -152,13 +156,21 @@ class VllmEngine:
         for call in list(self._calls):
             call.put(cause)
 
-    @staticmethod
-    def _next(pictures: Iterator[list[Request]], room: int) -> list[list[Request]]:
+    def _next(self, pictures: Iterator[list[Request]], room: int) -> list[list[Request]]:
         """Pictures to decode together: one whose requests do not fit any more is the last."""
         chunk: list[list[Request]] = []
-        while room > 0 and len(chunk) < IMAGES_PER_CHUNK and (picture := next(pictures, None)):
+        pixel_bytes = 0
+        while (
+            room > 0
+            and pixel_bytes < _CHUNK_BYTES
+            and len(chunk) < IMAGES_PER_CHUNK
+            and (picture := next(pictures, None))
+        ):
             chunk.append(picture)
             room -= len(picture)
+            image = picture[0].image
+            width, height = self.form.size or (image.width, image.height)
+            pixel_bytes += width * height * 3
         return chunk
 
     def _prepare(self, chunk: list[list[Request]], call: _Call) -> None:

@@ -11,14 +11,14 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from facescan import protocols, registry
+from facescan import attributes, registry
 from facescan.errors import UsageError
 
 PACKAGE = "facescan.models"
 _CONTENT = (".json", ".safetensors", ".model", ".txt", ".jinja")
 
 _NEUTRAL = "neutral"
-"""The protocol of a model without a card: it can be asked what this asks."""
+"""The protocol of a model without a card."""
 
 FOLDER_CARD = "facescan.yaml"
 """A model folder given as `--model FOLDER` holds its card under this name."""
@@ -151,7 +151,7 @@ def _read(file: Path, name: str) -> ModelCard:
 
 def _of_checkpoint(engine: str, checkpoint: str) -> ModelCard:
     folder = Path(checkpoint)
-    if folder.is_dir():
+    if checkpoint and folder.is_dir():
         path, revision = str(folder.resolve()), None
     else:
         path, _, revision = checkpoint.partition("@")
@@ -163,7 +163,7 @@ def _of_checkpoint(engine: str, checkpoint: str) -> ModelCard:
         description=f"{checkpoint}, without a card",
         engine=engine,
         protocol=_NEUTRAL,
-        attributes=tuple(protocols.load(_NEUTRAL).attributes),
+        attributes=attributes.names(),
         checkpoint=Checkpoint(path=path, revision=revision or None),
     )
 

@@ -123,6 +123,42 @@ def test_a_chat_model_without_a_template_is_refused(tmp_path: Path) -> None:
         prompt_forms.form(weights.find(Checkpoint(path=str(folder))))
 
 
+def templated(folder: Path, template: str) -> Checkpoint:
+    checkpoints.llava(folder)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    return Checkpoint(path=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ messages[0]['content'] }}", r"leaves the picture \(<image>\) out"),
+        ("{{ 'USER: ' + messages[0]['content'] }}", r"takes no question with a picture"),
+        ("{{ raise_exception('system first') }}", r"no question with a picture.*system first"),
+    ],
+)
+def test_a_template_that_cannot_ask_about_a_picture_is_refused(
+    tmp_path: Path, template: str, why: str
+) -> None:
+    with pytest.raises(EngineError, match=why):
+        prompt_forms.form(weights.find(templated(tmp_path, template)))
+
+
+def test_a_label_ends_as_the_template_ends_a_turn(tmp_path: Path) -> None:
+    template = checkpoints.CHAT_TEMPLATES["llava-next"].replace("<eos>", "<pad>\\n")
+    checkpoint = templated(tmp_path, template)
+    ends = json.loads((tmp_path / "generation_config.json").read_text()) | {"eos_token_id": [1, 0]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(ends))
+    form = prompt_forms.form(weights.find(checkpoint))
+    pad, eos = 0, 1
+    assert form.end_tokens == (eos, pad)
+    assert form.label_tokens("what?", "Black")[-1] == pad
+    begun, whole = form.prompt_tokens("what?"), form.label_tokens("what?", "Black")
+    assert form.text(whole) == " Black"
+    assert begun[0] == 2, "<bos>, once"
+    assert begun[1] != 2
+
+
 def test_a_template_that_hides_where_an_answer_begins_cannot_be_scored(tmp_path: Path) -> None:
     folder = checkpoints.llava(tmp_path)
     template = json.loads((folder / "chat_template.json").read_text())["chat_template"]
