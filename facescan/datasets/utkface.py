@@ -20,8 +20,8 @@ _GENDERS = ("Male", "Female")
 _RACES = ("White", "Black", "Asian", "Indian", "Others")
 _OLDEST = 116
 
-# The archive has one name with a blank and one without a dot before `jpg`; their labels are whole.
-_NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_(\d+) ?\.?jpg(?:\.chip\.jpg)?")
+# Published are a name with a blank, one without a dot and one without a `j`; their labels are whole.
+_NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_(\d+) ?\.?j?pg(?:\.chip\.jpg)?", re.IGNORECASE)
 
 _PART = re.compile(r"part\d")
 
@@ -38,14 +38,15 @@ def _read(release: str, source: Source[NoOptions]) -> Iterator[SourceRow | Rejec
     ours = theirs = 0
     for path in _folder.files(root):
         folder, _, name = path.rpartition("/")
-        if not name.lower().endswith(".jpg"):
+        fields = _NAME.fullmatch(name)
+        if fields is None and not name.lower().endswith(".jpg"):
             yield Rejected(path, "not_an_image_file")
         elif name.lower().endswith(_ALIGNED) != (release == "aligned"):
             theirs += 1
             yield Rejected(path, "of_the_other_release")
         else:
             ours += 1
-            yield _face(path, name, folder.rpartition("/")[2] or root_name, ages)
+            yield _face(path, fields, folder.rpartition("/")[2] or root_name, ages)
     if theirs and not ours:
         (other,) = _RELEASES.keys() - {release}
         raise DataError(
@@ -54,8 +55,9 @@ def _read(release: str, source: Source[NoOptions]) -> Iterator[SourceRow | Rejec
         )
 
 
-def _face(path: str, name: str, folder: str, ages: LabelSet) -> SourceRow | Rejected:
-    fields = _NAME.fullmatch(name)
+def _face(
+    path: str, fields: re.Match[str] | None, folder: str, ages: LabelSet
+) -> SourceRow | Rejected:
     if fields is None or int(fields[1]) > _OLDEST:
         return Rejected(path, "malformed_name")
     years = int(fields[1])
@@ -141,6 +143,8 @@ DATASETS = (
                 "part2/1_0_2_20161219140530307.jpg": b"",
                 "part2/53__0_20170116184028385.jpg": b"",
                 "part3/26_1_3_20170117175041574.jpg": b"",
+                "part3/44_1_4_20170116235150272.pg": b"",
+                "part3/55_0_0_20170116232725357jpg": b"",
                 "part3/26_1_3_20170117175041574.jpg.chip.jpg": b"",
             },
             rows=(
@@ -163,6 +167,16 @@ DATASETS = (
                     *("Indian", "Female", "20-29"),
                 ),
                 Rejected("part3/26_1_3_20170117175041574.jpg.chip.jpg", "of_the_other_release"),
+                _example_row(
+                    "part3/44_1_4_20170116235150272.pg",
+                    "part3/44_1_4_20170116235150272",
+                    *("Others", "Female", "40-49"),
+                ),
+                _example_row(
+                    "part3/55_0_0_20170116232725357jpg",
+                    "part3/55_0_0_20170116232725357",
+                    *("White", "Male", "50-59"),
+                ),
             ),
         ),
     ),

@@ -39,6 +39,35 @@ def test_a_name_that_is_not_age_gender_race_and_date_is_counted(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
+    ("release", "name"),
+    [
+        ("wild", "44_1_4_20170116235150272.pg"),
+        ("wild", "44_1_4_20170116235150272jpg"),
+        ("wild", "44_1_4_20170116235150272.JPG"),
+        ("aligned", "44_1_4_20170116235150272.pg.chip.jpg"),
+        ("aligned", "44_1_4_20170116235150272.JPG.chip.JPG"),
+    ],
+)
+def test_a_name_with_whole_labels_is_read_however_it_ends(
+    tmp_path: Path, release: str, name: str
+) -> None:
+    touch(tmp_path, name)
+    (row,) = read(release, tmp_path)
+    assert isinstance(row, SourceRow)
+    assert row.image_id == "44_1_4_20170116235150272"
+    assert row.labels == {"race": "Others", "gender": "Female", "age": "40-49"}
+
+
+def test_what_is_neither_a_name_nor_an_image_is_no_image_file(tmp_path: Path) -> None:
+    touch(tmp_path, "26_1_3.txt", "26_1_3_2.JPG", "26_1.JPG", "26_1_3_2.jpg.txt")
+    assert [row for row in read("wild", tmp_path) if isinstance(row, Rejected)] == [
+        Rejected("26_1.JPG", "malformed_name"),
+        Rejected("26_1_3.txt", "not_an_image_file"),
+        Rejected("26_1_3_2.jpg.txt", "not_an_image_file"),
+    ]
+
+
+@pytest.mark.parametrize(
     ("years", "group"),
     [(0, "0-2"), (3, "3-9"), (19, "10-19"), (20, "20-29"), (69, "60-69"), (116, "more than 70")],
 )
