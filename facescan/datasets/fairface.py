@@ -43,8 +43,13 @@ _SPLITS = {"train": "train", "val": "val", "validation": "val"}
 
 _OTHER_WORDS = {"70+": "more than 70"}
 
-# 0.25, margin025, fairface-img-margin025-trainval, ...
-_TELLS_PADDING = re.compile(r"(?:.*margin)?([01])\.?25(?:-trainval)?")
+# fairface-img-margin025-trainval, padding_1.25, data-0.25, 125, fairface.125; but no version v1.25,
+# and no count such as sample_125.
+_TELLS_PADDING = re.compile(
+    r"(?:(?:margin|padding)[\W_]*|(?<![^\W_])(?<!\d\.)(?=\d\.)|^(?:fairface\.)?(?=\d+$))"
+    r"([01])[._]?25(?![^\W_]|\.\d)",
+    re.IGNORECASE,
+)
 _PART = re.compile(r".*-(\d{5})-of-(\d{5})\b.*")
 _FILE_NAME = re.compile(r"\d+\.jpg")
 
@@ -72,9 +77,9 @@ def _wanted(files: list[tuple[str, str]], source: Source[NoOptions]) -> list[tup
 
 
 def _told(path: Path) -> set[str]:
-    """The paddings that the names of folders on a path tell."""
-    told = (_TELLS_PADDING.fullmatch(part) for part in path.parts)
-    return {f"{match[1]}25" for match in told if match}
+    """The paddings that the names of folders on a path tell; a name with both tells none."""
+    told = (set(_TELLS_PADDING.findall(part)) for part in path.parts)
+    return {f"{digit}25" for digits in told if len(digits) == 1 for digit in digits}
 
 
 def _other_padding(where: Path, padding: str) -> DataError:

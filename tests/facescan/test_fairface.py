@@ -149,6 +149,34 @@ def test_a_padding_that_a_folder_contradicts_is_refused(tmp_path: Path) -> None:
         assert read(tmp_path / root, "125")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("125", "1.25", "margin125", "margin_125", "margin-1.25", "Padding 1_25", "padding=1.25"),
+        *("fairface_val_padding_125", "data-1.25", "data_1.25_v2", "fairface.125", "FairFace-1.25"),
+        *("fairface-img-margin125-trainval", "fairface-img-margin125-val"),
+    ],
+)
+def test_names_of_folders_that_tell_the_padding(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name / "train.parquet", FACES, {}, image="file")
+    assert "by its name the padding is 1.25; ingest it as fairface.125" in refusal(tmp_path / name)
+    assert "by its name the padding is 1.25; ingest it as fairface.125" in refusal(tmp_path)
+    assert read(tmp_path / name, "125")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("data", "sample_125", "part-00125", "fairface125k", "v1.25", "3.1.25", "1.25.0", "11.25"),
+        *("margin1255", "margin_125px", "2025", "margins", "0.25 and 1.25", "margin025_margin125"),
+    ],
+)
+def test_names_of_folders_that_tell_no_padding(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name / "train.parquet", FACES, {}, image="file")
+    for padding in ("025", "125"):
+        assert read(tmp_path / name, padding)
+
+
 def test_one_folder_may_hold_both_paddings(tmp_path: Path) -> None:
     original(tmp_path / "csv", "fairface-img-margin025-trainval")
     (tmp_path / "csv" / "fairface-img-margin125-trainval").mkdir()
