@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from recipes import tiny_models
+
 IMAGE_SIZE = 56
 PATCH_SIZE = 14
 CORPUS = [
@@ -163,39 +165,10 @@ def _llava_processor(folder: Path, model: str) -> None:
 
 
 def _tokenizer(folder: Path, begins: bool = False) -> Any:
-    """`begins`: whether it puts `<bos>` before every text, as Llama's does."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    # The newline is one token of its own, as in Gemma's vocabulary; vLLM looks it up as "\n".
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", "\n"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=336,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator(CORPUS, trainer)
-    if begins:
-        bos = ("<bos>", core.token_to_id("<bos>"))
-        core.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[bos])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        add_bos_token=begins,
-        add_eos_token=False,
-        padding_side="left",
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     # The processor adds these on loading; they must be inside the embedding table.
     from transformers.models.paligemma.processing_paligemma import EXTRA_TOKENS
 
+    tokenizer = tiny_models.tokenizer(CORPUS, size=336, begins=begins)
     tokenizer.add_tokens(EXTRA_TOKENS)
     tokenizer.save_pretrained(folder)
     return tokenizer
