@@ -20,7 +20,7 @@ _GENDERS = ("Male", "Female")
 _RACES = ("White", "Black", "Asian", "Indian", "Others")
 _OLDEST = 116
 
-# Published are a name with a blank, one without a dot and one without a `j`; their labels are whole.
+# Published are names with a blank, without a dot and without a `j`; their labels are whole.
 _NAME = re.compile(r"(\d{1,3})_([01])_([0-4])_(\d+) ?\.?j?pg(?:\.chip\.jpg)?", re.IGNORECASE)
 
 _PART = re.compile(r"part\d")
