@@ -32,11 +32,15 @@ _WORDS = re.compile(
     rf"|one(?= (?:year|month|week|day))|(?!one\b)(?:{'|'.join(_UP_TO_19)}))\b"
 )
 _N = "[0-9]{1,3}"
+_NUMBER = rf"{_N}(?:\.[0-9])?"
 _OF = "(?:(?:the )?ages? of |ages )?"
 # The card of FaceScanPaliGemma_Age prints "ro" for "to".
 _TO = " ?(?:-|~|to|ro|through|until) ?"
 _PLUS = r"[ -]?(?:years? (?:old |of age )?)?(?:\+|plus\b|(?:and|or) (?:over|above|older|more|up)\b)"
-_UNIT = r"[ -]*(?:days?|weeks?|months?|years?|yrs?|yo|y/o|ish)\b"
+_SHORT = r"[ -]*(?:days?|weeks?|months?)\b"
+# "25 y.o." is "25 y o." in its normal form.
+_UNIT = r"[ -]*(?:(?P<unit>day|week|month)s?|years?|yrs?|y(?: ?o|/o)?|ish)\b"
+_PER_YEAR = {"day": 365, "week": 52, "month": 12}
 _SAID = re.compile(
     r"(?<![\w.])(?:"
     rf"between {_OF}(?P<from>{_N}) and (?P<to>{_N})"
@@ -48,14 +52,23 @@ _SAID = re.compile(
     rf"|(?:up to|at most|(?:not|no) (?:more|older) than|<=|\u2264) ?{_OF}(?P<most>{_N})"
     r"|(?P<decade>[1-9])0'?s"
     rf"|(?P<word>{'|'.join(_DECADES)})"
-    rf"|(?P<days>{_N})[ -]*days?|(?P<weeks>{_N})[ -]*weeks?|(?P<months>{_N})[ -]*months?"
-    rf"|(?P<years>{_N}){_UNIT}"
-    r"|(?:aged?|age (?:of|at)|about|around|approximately|roughly|probably|likely|maybe|perhaps"
-    rf"|possibly|estimate|guess|is|be|say) ?:? ?(?P<about>{_N})"
+    # What months are less or more than is not asked: a few of them are no year.
+    r"|(?:(?:(?:less|younger|more|older) than|under|over) )?"
+    rf"(?:between {_OF}(?P<first>{_NUMBER}) and |(?P<start>{_NUMBER}){_TO})?"
+    rf"(?P<last>{_NUMBER}){_UNIT}"
+    r"|(?:aged?|age (?:of|at)|about|around|approximately|approx\.?|roughly|~|probably|likely|maybe"
+    r"|perhaps|possibly|estimate|guess|is|be|say|looks?|looks? like|seems?|appears?)"
+    rf" ?:? ?(?P<about>{_N})"
     # "About 6" is not what "about 6 months", "about 6-10" or "about 6 people" say.
-    rf"(?!\.\d| ?%|{_TO}\d|{_PLUS}|{_UNIT}"
-    r"| (?:of|people|persons?|faces?|individuals?|men|man|women|woman|child)\b)"
-    r")(?![\w%])"
+    rf"(?!\.\d| ?%|{_TO}\d|{_PLUS}|{_UNIT.replace('?P<unit>', '?:')}"
+    r"| (?:of|people|persons?|faces?|individuals?|men|man|women|woman|child|children|kids?|boys?"
+    r"|girls?|images?|photos?|pictures?)\b)"
+    rf")(?![\w%]|{_SHORT})"
+)
+# Each of the two is an answer, as in "White or Asian".
+_EITHER = re.compile(
+    rf"(?<![\w.])(?P<one>{_NUMBER}) or (?P<other>{_NUMBER})"
+    rf"(?:{_UNIT}|(?= ?(?:[.,;:!?)\"'*]+(?!\w)|$)))(?!\w)"
 )
 
 
@@ -66,6 +79,11 @@ def in_digits(text: str) -> str:
 
 def intervals(text: str) -> Iterator[tuple[tuple[int, int], tuple[float, float]]]:
     """Where a normal text says years, and the first and last whole year that it says there."""
+    for either in _EITHER.finditer(text):
+        for name in ("one", "other"):
+            year = _in_years(either[name], either["unit"])
+            if year <= OLDEST:
+                yield either.span(name), (year, year)
     for found in _SAID.finditer(text):
         low, high = _interval(found)
         if low <= high and (high <= OLDEST or high == inf):
@@ -83,18 +101,23 @@ def _interval(found: re.Match[str]) -> tuple[float, float]:
     if "word" in said:
         decade = _DECADES[said["word"]]
         return decade, decade + 9
-    first, *second = (int(value) for value in said.values())
-    if second:
-        return first, second[0]
+    if "last" in said:
+        first, last = said.get("first", said.get("start", said["last"])), said["last"]
+        return _in_years(first, said.get("unit")), _in_years(last, said.get("unit"))
+    year, *later = (int(value) for value in said.values())
+    if later:
+        return year, later[0]
     bounds: dict[str, tuple[float, float]] = {
-        "above": (first + 1, inf),
-        "least": (first, inf),
-        "plus": (first, inf),
-        "below": (0, first - 1),
-        "most": (0, first),
-        "decade": (10 * first, 10 * first + 9),
-        "days": (first // 365, first // 365),
-        "weeks": (first // 52, first // 52),
-        "months": (first // 12, first // 12),
+        "above": (year + 1, inf),
+        "least": (year, inf),
+        "plus": (year, inf),
+        "below": (0, year - 1),
+        "most": (0, year),
+        "decade": (10 * year, 10 * year + 9),
     }
-    return bounds.get(next(iter(said)), (first, first))
+    return bounds.get(next(iter(said)), (year, year))
+
+
+def _in_years(number: str, unit: str | None) -> int:
+    """The whole years in a number of days, weeks, months or, with no unit, years."""
+    return int(float(number) / _PER_YEAR.get(unit or "", 1))
