@@ -7,10 +7,9 @@ clauses; one that refuses or withholds an answer names nothing, whatever words i
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
 from facescan import attributes as attribute_files
 from facescan import years
@@ -31,7 +30,8 @@ _AROUND = " \n\"'*.,;:!?()[]{}#-"
 
 _NOT = r"can(?:not| not|'?t)|could(?: not|n't)|unable to|(?:not|isn't|aren't) able to"
 _CLAUSE_END = re.compile(
-    r"[.!?;](?=\s|$)|\n|\b(?:but|however|although|though|yet|instead(?! of)|rather(?! than))\b"
+    r"[.!?;](?=\s|$)|\n"
+    r"|\b(?:(?<!anything )but|however|although|though|yet|instead(?! of)|rather(?! than))\b"
 )
 _CONCESSION_END = re.compile(r"\b(?:although|though|while|whilst|despite)\b[^,.!?;\n]{0,200}(,)")
 _REFUSAL = re.compile(
@@ -67,17 +67,54 @@ _NOTHING_NAMED = re.compile(
     r"|(?<!\w)n/a(?!\w)"
 )
 _APOLOGY = re.compile(r"\b(?:sorry|apologi[sz]e|i'm afraid|i am afraid)\b")
-_NEGATED = re.compile(
-    r"\b(?:not(?! (?:only|just|merely)\b)|no(?! doubt\b)|non|never|neither|nor|none of|without"
-    r"|cannot|\w+n't|rather than|instead of|other than|unlike|lacks?)\b(?:\W+\w+){0,4}\W*$"
+_SAY_OR_SEEM = (
+    r"(?:think|believ|say|call|describ|look|appear|seem|sound|feel|show|display|express|convey"
+    r"|exhibit|indicat|suggest|reflect|reveal|hav|giv)(?:e|s|es|ed|ing)?\b"
+    r"(?! (?:at|into|away|towards?|directly|straight)\b)"
 )
-_BREAK = re.compile(r"[,:()]|\band\b")
-_OR = re.compile(r",? ?(?:/|\bor\b|\bnor\b) ?(?:(?:an?|the) )?")
-_COMMA = re.compile(r", ?(?:(?:an?|the) )?")
-_LOOK_BACK = 80
+_SIGN = r"(?:signs?|indications?|evidence|hints?|traces?|reasons?|suggestions?|impression)\b"
+_NOT_SAID = r"(?: (?:\w+ly|quite|even|to|be|been|at|all))*"
+_NEGATION = re.compile(
+    r"\b(?:"
+    # "I don't think that the person in the picture is happy": all that follows.
+    rf"(?P<all>(?:not(?! (?:only|just|merely)\b)|cannot|never|\w+n't)(?={_NOT_SAID} {_SAY_OR_SEEM})"
+    rf"|(?:not|no|never|\w+n't|without|lacks?)(?=(?: \w+){{0,3}}? {_SIGN})"
+    r"|nothing|(?<!no )(?<!a )(?<!any )(?<!little )(?<!out )(?<!beyond )doubt(?:s|ful)?"
+    r"(?= (?:if|it|that|whether|he|she|they|the|this)\b))"
+    r"|(?P<next>less than(?: \w+ly)?)"
+    r"|not(?! (?:only|just|merely)\b)|no(?! doubt\b)|non|never|neither|nor|none of"
+    r"|without(?! (?:an?y? )?doubt\b)|cannot|\w+n't|rather than|instead of|other than|unlike|lacks?"
+    r"|far from|anything but|hardly)\b"
+)
+_BREAK = re.compile(
+    r"[:()]|\b(?:and|because|since|while|whereas|therefore|thus|hence|just|simply"
+    r"|(?:as|so)(?= (?:i|he|she|it|they|there|we|the|his|her|their|this|that)\b))\b"
+)
+_SEPARATOR = re.compile(r"(?P<or>,? ?(?:/|\b(?:or|nor)\b))|,")
+_TURNS = re.compile(
+    r"\b(?:perhaps|maybe|possibly|probably|likely|rather|instead|could|might|may)\b"
+)
+"""What, after "or", is said to be so: "not happy, or maybe sad"."""
+_NO_ITEM = re.compile(
+    rf"{_TURNS.pattern}|\b(?:i|he|she|it|they|there|we|that|which|who|is|are|was|were|looks?|seems?"
+    r"|appears?|so|with|more|making|meaning|suggesting|indicating)\b"
+)
+"""What a comma before it shows to be no further item of a list."""
+_WORD = re.compile(r"\w+")
+_REACH = 300
+_NO_AT_ALL = re.compile(
+    r"\b(?:not|never|\w+n't|without|lacks?)(?: (?:\w+ly|to|(?:show|display|express|convey|exhibit"
+    r"|reveal|hav)(?:e|s|ing)?))* any\b"
+)
+"""Other words for "no": "not showing any emotion" is no emotion."""
+_SHARING = re.compile(
+    r"(?P<two>\b\w+ )?\b(?P<one>\w+)-?(?:,? ?(?:/|&|\bor\b|\band\b) ?|, )(?:(?:an?|the) )?$"
+)
+_ITEM = re.compile(r"[^,/|()]+")
 _GAP = (
-    r"(?: (?!(?:in|with|wearing|wears|who|is|has|or|of|on|at|by|from|an?|the|his|her|their"
-    r"|(?:wo)?m[ae]n|(?:fe)?male|persons?|people|individual|boy|girl|lady|guy)\b)\w+){0,3} "
+    r"(?: (?!(?:in|with|wearing|wears|who|is|has|or|of|on|at|by|from|an?|the|his|her"
+    r"|their|(?:wo)?m[ae]n|(?:fe)?males?|persons?|people|individuals?|boys?|girls?|lady|guys?)\b)"
+    r"\w+){0,3} "
 )
 """What ` ... ` in an aside stands for: words that can describe a thing."""
 
@@ -121,24 +158,38 @@ def apologises(text: str) -> bool:
     return _APOLOGY.search(text) is not None
 
 
-def _negated(before: str) -> bool:
-    """Whether what stands before a mention in its clause rules the mention out."""
-    *_, start = 0, *(end.end() for end in _BREAK.finditer(before))
-    return _NEGATED.search(before, start) is not None
+def _ruled_out(clause: str) -> bytearray:
+    """For each place in a clause whether a mention that begins there is ruled out.
 
-
-def _goes_on(clause: str, spans: Sequence[tuple[int, int]]) -> bool:
-    """Whether what rules out the first mention rules out the second as well.
-
-    "Not happy or sad" rules out both, and "not happy, sad, or angry" all three, however far they
-    stand from the "not"; "not happy, sad" says sad.
+    In `clause` each mention is one word. A "not" reaches over four words, or over all where it is
+    about saying or seeming, and then along a list as far as its "or": "not happy or sad" rules out
+    both, "not happy, sad, or angry" all three, and "not happy, sad" says sad.
     """
-    for (_, end), (start, _) in pairwise(spans):
-        if _OR.fullmatch(clause, end, start):
-            return True
-        if not _COMMA.fullmatch(clause, end, start):
-            return False
-    return False
+    out = bytearray(len(clause) + 1)
+    for negation in _NEGATION.finditer(clause):
+        start = negation.end()
+        end = min(len(clause), start + _REACH)
+        if (stop := _BREAK.search(clause, start, end)) is not None:
+            end = stop.start()
+        separator = _SEPARATOR.search(clause, start, end)
+        reached = first_end = separator.start() if separator is not None else end
+        if negation["all"] is None:
+            words = 1 if negation["next"] is not None else 5
+            begins = [word.start() for word in _WORD.finditer(clause, start, first_end)]
+            reached = begins[words - 1] if len(begins) >= words else first_end
+            if len(begins) > words:
+                separator = None
+        while separator is not None:
+            item, following = separator.end(), _SEPARATOR.search(clause, separator.end(), end)
+            item_end = following.start() if following is not None else end
+            turn = (_TURNS if separator["or"] else _NO_ITEM).search(clause, item, item_end)
+            if separator["or"]:
+                reached = turn.start() - 1 if turn is not None else item_end
+            if turn is not None or clause[item:item_end].isspace():
+                break
+            separator = following
+        out[start : reached + 1] = b"\1" * (reached + 1 - start)
+    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,43 +201,88 @@ class Vocabulary:
         offered: the same with the texts bare and normal.
         phrases: phrase -> the asked labels it can stand for: one for a label or synonym, several
             for a coarser word ("Asian" among East and Southeast Asian), none for a value outside
-            every set; None for a phrase that names no value at all.
+            every set.
+        pattern: finds the phrases and their plurals, and in the group `aside` what names no value.
     """
 
     label_set: LabelSet
     texts: Mapping[str, str]
     offered: Mapping[str, str]
-    phrases: Mapping[str, frozenset[str] | None]
+    phrases: Mapping[str, frozenset[str]]
     pattern: re.Pattern[str]
     abstention: re.Pattern[str]
 
     def whole(self, text: str) -> frozenset[str] | None:
         """What a bare text stands for where it is nothing but one phrase or one number."""
-        if text in self.phrases:
-            return self.phrases[text]
-        if self.label_set.bounds and text.isascii() and text.isdigit() and len(text) <= 3:
-            number = int(text)
-            return self._covered(number, number) if number <= years.OLDEST else None
+        if (phrase := self._phrase(text)) is not None:
+            return self.phrases[phrase]
+        number = years.in_digits(text) if self.label_set.bounds else ""
+        if number.isascii() and number.isdigit() and len(number) <= 3:
+            year = int(number)
+            return self._covered(year, year) if year <= years.OLDEST else None
         return None
 
     def named(self, clause: str) -> list[frozenset[str]]:
         """What a clause names and does not rule out, each as the labels it can stand for."""
+        clause = _NO_AT_ALL.sub("no", clause)
         if self.label_set.bounds:
             clause = years.in_digits(clause)
-        # A match that is no phrase is an aside with words in its gap.
-        found = [(m.span(), self.phrases.get(m[0])) for m in self.pattern.finditer(clause)]
+        found = [*self._in_list(clause)]
+        asides = []
+        last_end = 0
+        for mention in self.pattern.finditer(clause):
+            phrase = None if mention["aside"] is not None else self._phrase(mention[0])
+            if phrase is None:
+                asides.append(mention.span())
+            else:
+                found.append((mention.span(), self.phrases[phrase]))
+                found += self._sharing_its_noun(clause, last_end, mention.start(), phrase)
+            last_end = mention.end()
         if self.label_set.bounds:
             found += [(span, self._covered(*said)) for span, said in years.intervals(clause)]
-        found.sort(key=lambda mention: mention[0])
-        kept = []
-        before_is_out = False
-        for number, ((start, _), labels) in enumerate(found):
-            before_is_out = _negated(clause[max(0, start - _LOOK_BACK) : start]) or (
-                before_is_out and _goes_on(clause, [span for span, _ in found[number - 1 :]])
-            )
-            if labels is not None and not before_is_out:
-                kept.append(labels)
-        return kept
+        if not found:
+            return []
+        in_words = list(clause)
+        for start, end in (*asides, *(span for span, _ in found)):
+            in_words[start:end] = "x" * (end - start)
+        out = _ruled_out("".join(in_words))
+        return [labels for (start, _), labels in found if not out[start]]
+
+    def _phrase(self, text: str) -> str | None:
+        """The phrase that a text is, or is the plural of."""
+        if text in self.phrases:
+            return text
+        singular = text.removesuffix("s")
+        return singular if len(singular) > 1 and singular in self.phrases else None
+
+    def _in_list(self, clause: str) -> Iterator[tuple[tuple[int, int], frozenset[str]]]:
+        """The letters and the one bare number in a clause that is but a list: "F, 25"."""
+        items = [(item.start(), item[0]) for item in _ITEM.finditer(clause)]
+        if len(items) == 1 or any(len(item.split()) > 3 for _, item in items):
+            return
+        bare_items = [(start + item.find(bare(item)), bare(item)) for start, item in items]
+        numbers = sum(item.isdigit() for _, item in bare_items)
+        for start, item in bare_items:
+            labels = self.whole(item) if len(item) == 1 or item.isdigit() else None
+            if labels is not None and (numbers == 1 < len(items) or not item.isdigit()):
+                yield (start, start + len(item)), labels
+
+    def _sharing_its_noun(
+        self, clause: str, after: int, start: int, phrase: str
+    ) -> Iterator[tuple[tuple[int, int], frozenset[str]]]:
+        """What shares the last word of the phrase at `start`: "East or Southeast Asian" is two."""
+        _, blank, noun = phrase.rpartition(" ")
+        while blank and (before := _SHARING.search(clause, max(after, start - 40), start)):
+            for first, words in (
+                ("two", f"{before['two']}{before['one']}"),
+                ("one", before["one"]),
+            ):
+                if before[first] is not None and (found := f"{words} {noun}") in self.phrases:
+                    start = before.start(first)
+                    yield (start, before.end("one")), self.phrases[found]
+                    break
+            else:
+                return
 
     def says_nothing(self, text: str) -> bool:
         """Whether a text in which nothing is named says that there is nothing to name."""
@@ -215,15 +311,16 @@ def _coarser(attribute: Attribute, asked: LabelSet) -> dict[str, frozenset[str]]
     return found
 
 
-def _words_of(phrase: str) -> str:
-    return _GAP.join(map(re.escape, phrase.split(" ... ")))
+def _any_of(patterns: Iterable[str]) -> str:
+    """Matches the first of these that it can; with none, nothing."""
+    return f"(?:{'|'.join(patterns) or '(?!)'})"
 
 
-def _any_of(phrases: Iterable[str]) -> re.Pattern[str]:
-    """Matches whole words only, the longest phrase first; with no phrases, nothing."""
-    longest_first = sorted(phrases, key=len, reverse=True)
-    words = "|".join(map(_words_of, longest_first)) or "(?!)"
-    return re.compile(rf"(?<!\w)(?:{words})(?!\w)")
+def _pattern(phrases: Iterable[str], asides: Iterable[str]) -> re.Pattern[str]:
+    """Finds whole words only: the asides, then the longest phrase."""
+    aside = _any_of(aside.replace(" ... ", _GAP) for aside in asides)
+    phrase = _any_of(map(re.escape, sorted(phrases, key=len, reverse=True)))
+    return re.compile(rf"(?<!\w)(?:(?P<aside>{aside})|{phrase}s?)(?!\w)")
 
 
 @lru_cache(maxsize=1024)
@@ -239,17 +336,17 @@ def vocabulary(
     known = attribute_files.load(attribute)
     asked = known.label_set(label_set)
     texts = dict(offered or zip(asked.labels, asked.labels, strict=True))
-    phrases: dict[str, frozenset[str] | None] = dict.fromkeys(map(normal, known.asides))
-    phrases |= {normal(phrase): frozenset() for phrase in known.off_list}
+    phrases = {normal(phrase): frozenset[str]() for phrase in known.off_list}
     # Numbers need no words of other sets: they are read against the asked set's bounds.
     phrases |= {} if asked.bounds else _coarser(known, asked)
     for own in (asked.synonyms, {label: label for label in asked.labels}, texts):
         phrases |= {normal(phrase): frozenset({label}) for phrase, label in own.items()}
+    phrases = {phrase.replace(" ", ""): labels for phrase, labels in phrases.items()} | phrases
     return Vocabulary(
         label_set=asked,
         texts=texts,
         offered={bare(normal(text)): label for text, label in texts.items()},
         phrases=phrases,
-        pattern=_any_of(phrase for phrase in phrases if len(phrase) > 1),
-        abstention=_any_of(map(normal, known.abstentions)),
+        pattern=_pattern((phrase for phrase in phrases if len(phrase) > 1), known.asides),
+        abstention=re.compile(rf"(?<!\w){_any_of(map(re.escape, known.abstentions))}(?!\w)"),
     )

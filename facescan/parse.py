@@ -34,7 +34,7 @@ from facescan.mentions import (
 )
 from facescan.types import AnswerMode, FinishReason, Outcome, Question
 
-PARSER_VERSION = "4"
+PARSER_VERSION = "5"
 """Raised with every change here, in `facescan.mentions` or in an attribute's phrases that can
 change a reading; stands in every prediction."""
 

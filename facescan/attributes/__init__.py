@@ -79,8 +79,9 @@ class Attribute:
         also_called: other words for the noun, as keys of JSON answers use them.
         off_list: lower-case phrases that name a value which no label set holds, such as `mixed`
             for race: the model answered, but outside the list.
-        asides: lower-case phrases that hold a label's word without naming a value; ` ... ` stands
-            for up to three words that describe a thing: `black ... hair` is `black curly hair` too.
+        asides: lower-case phrases that hold a label's word without naming a value, as regular
+            expressions; ` ... ` stands for up to three words that describe a thing, so
+            `black ... hair` is `black curly hair` too. Hyphens between letters are blanks.
     """
 
     name: str

@@ -42,6 +42,7 @@ _SYNONYMS = {
     "latinx": "Latino_Hispanic",
     "latin american": "Latino_Hispanic",
     "latin america": "Latino_Hispanic",
+    "latin": "Latino_Hispanic",
     "hispanic": "Latino_Hispanic",
     "latino or hispanic": "Latino_Hispanic",
     "latinx or hispanic": "Latino_Hispanic",
@@ -112,13 +113,73 @@ _RACE_4 = LabelSet(
     source="FairFace's second published model, which knows four categories",
 )
 
-_COLOURED = (
-    *("hair", "beard", "moustache", "mustache", "eyes", "eyebrows", "teeth", "background"),
-    *("shirt", "t shirt", "tshirt", "polo", "blouse", "sweater", "hoodie", "jacket", "blazer"),
-    *("coat", "suit", "tie", "dress", "uniform", "top", "tank top", "hat", "cap", "scarf"),
-    *("glasses", "sunglasses", "headscarf", "hijab", "veil", "turban", "headband", "mask"),
-    *("necklace", "earrings", "frame", "frames", "wall", "backdrop"),
-    *("image", "photo", "photograph", "picture", "portrait"),
+_THINGS = (
+    "hairs?|haired|hairstyle|haircut|beards?|bearded|moustache|mustache|stubble|goatee|sideburns"
+    "|bangs|ponytail|braids?|dread(?:lock)?s|locks|curls|afro|wig|eyes?|eyed|pupils?|irises"
+    "|eyebrows?|brows|lashes|eyelashes|lips?|lipstick|lipgloss|teeth|nails?|nail polish|make ?up"
+    "|eye ?liner|eye ?shadow|mascara|paint|face paint|powder|t ?shirts?|shirts?|shirted|polo"
+    "|blouse|sweater|sweatshirt|hoodie|jacket|blazer|cardigan|pullover|turtleneck|jersey|vest"
+    "|tunic|tee|coat|suit|suited|tuxedo|tie|bow ?tie|dress|gown|robes?|skirt|sari|saree|kimono"
+    "|uniform|top|tank top|bra|bikini|swimsuit|pants|trousers|jeans|shorts|leggings|socks|shoes"
+    "|boots|sneakers|gloves?|belt|apron|outfit|attire|clothes|clothing|garments?|clad|dressed"
+    "|collars?|collared|sleeves?|straps?|buttons?|lace|leather|fur|fabric|cloth|hats?|caps?"
+    "|beanie|helmet|hood|hooded|scarf|bandana|headscarf|hijab|niqab|burqa|veil|turban|headband"
+    "|headwear|headdress|masks?|masked|bag|backpack|purse|ribbon|bow|glasses|sunglasses"
+    "|eyeglasses|spectacles|rimmed|goggles|headphones|earphones|earbuds|headset|microphone|phone"
+    "|camera|watch|rings?|necklace|earrings?|bracelet|chain|pendant|beads|pearls?|frames?"
+    "|background|wall|backdrop|border|curtains?|door|screen|board|car|chair|couch|sofa|table|desk"
+    "|blanket|pillow|towel|sheet|paper|flowers?|stripes?|striped|dots?|spots?|lines?|text|letters"
+    "|lettering|logo|dogs?|cats?|horse|image|photo|photograph|picture|portrait"
+)
+"""Of which a colour is said: clothes, hair, what stands around."""
+
+_COLOURS = (
+    "(?:(?:dark|light) )?(?:black|white|brown|gr[ae]y|blue|red|green|yellow|blonde?|pink|purple"
+    "|orange|beige|silver|gold|golden|tan|navy|cream|auburn)"
+)
+_COLOUR = f"(?:black|white|brown)(?:(?: ?/ ?| (?:and|or|to|&) ){_COLOURS}){{0,3}}"
+_NO_VERB = (
+    "(?!(?:is|are|was|were|be|being|as|and|or|he|she|they|it|who|that|looks?|appears?|seems?|like"
+    "|likely|probably|with|in|of|(?:wo)?m[ae]n|(?:fe)?males?|persons?|people|individual|boy|girl"
+    r"|lady|guy)\b)"
+)
+_THE = "(?:(?:an?|the|his|her|their|its|some|all|only|mostly) )?"
+_POSSESSOR = r"(?:his|her|their|its|the|\w+'s|the \w+'s)"
+_OF_PEOPLE = (
+    "(?:(?:wo)?m[ae]n|(?:fe)?males?|persons?|people|individuals?|boys?|girls?|lad(?:y|ies)|guys?"
+    r"|gentlem[ae]n|child|children|kids?|baby|babies|infant|toddler|teen\w*|adults?|youth"
+    "|mother|father|parents?|american|african|european|british|caucasian|hispanic|latin[aox]?"
+    "|race|racial|ethnic|ethnicity|descent|ancestry|heritage|origins?|category|group|label|option"
+    "|features|appearance|skin|skinned|complexion)"
+)
+_NOT_OF_PEOPLE = rf"(?! (?:(?!(?:an?|the|his|her|their) ){_NO_VERB}\w+ ){{0,3}}{_OF_PEOPLE}\b)"
+_ASIDES = (
+    "in black and white",
+    "(?:image|photo|photograph|picture) is black and white",
+    # "black or brown hair", "a white haired man"
+    f"{_COLOUR} ... (?:{_THINGS})",
+    # "wearing all black", "a man in white"
+    rf"(?:wear(?:s|ing)?|wore|dressed in|clad in) {_THE}(?:{_NO_VERB}\w+ ){{0,3}}{_COLOUR}"
+    f"{_NOT_OF_PEOPLE}",
+    f"in {_THE}{_COLOUR}{_NOT_OF_PEOPLE}",
+    # "has a black bruise": whatever it is
+    f"(?:has|have|having|had|with|holding|holds|carrying|against|behind) {_THE}"
+    rf"(?:{_NO_VERB}\w+ ){{0,2}}{_COLOUR}{_NOT_OF_PEOPLE}"
+    rf"(?= (?!(?:on|by|for|to|at|from|but|based|due|because|than|rather)\b){_NO_VERB}\w)",
+    # "her hair is black", "the background of the photo appears to be white"; not "the man in the
+    # hat is White"
+    f"(?:(?:(?<=^)|(?<=^ )|(?<=[,:*-] ))(?:{_POSSESSOR} )?"
+    "|(?:(?<=and )|(?<=as )|(?<=that )|(?<=while )|(?<=since )|(?<=because ))"
+    f"{_POSSESSOR} )"
+    rf"(?:{_NO_VERB}\w+ ){{0,2}}(?:{_THINGS})(?: colou?r)?"
+    "(?: (?:of|in) the (?:image|photo|photograph|picture|portrait))?"
+    "(?: ?:| (?:is|are|was|were|looks?|appears?|seems?)(?: to be)?) "
+    rf"(?:(?:\w+ly|long|short|curly|straight|wavy|thick|thin|dark|light|solid|plain|very|all"
+    f"|and|or|{_COLOURS}),? ){{0,4}}{_COLOUR}{_NOT_OF_PEOPLE}",
+    "whites of (?:his|her|their|the) eyes",
+    # "the others", "other features", "other than White"
+    "(?:the|any|each|every|no) others?",
+    r"other(?= (?!(?:races?|racial|ethnic|ethnicit(?:y|ies)|category|group|or)\b)\w)",
 )
 
 ATTRIBUTE = Attribute(
@@ -139,12 +200,19 @@ ATTRIBUTE = Attribute(
         *("american indian", "native american", "indigenous", "west indian", "central asian"),
         *("pacific islander", "hawaiian", "polynesian", "aboriginal", "jewish", "american"),
         *("brown", "asian or pacific islander", "eurasian"),
+        # A nation is no category; the few that stand for one are synonyms.
+        *("mexican", "brazilian", "argentinian", "colombian", "peruvian", "chilean", "venezuelan"),
+        *("cuban", "puerto rican", "dominican", "guatemalan", "salvadoran", "spanish", "spaniard"),
+        *("pakistani", "bangladeshi", "nepali", "nepalese", "sri lankan", "afghan", "turkish"),
+        *("turk", "kurdish", "israeli", "lebanese", "syrian", "iraqi", "saudi", "jordanian"),
+        *("palestinian", "yemeni", "egyptian", "moroccan", "algerian", "tunisian", "libyan"),
+        *("nigerian", "ghanaian", "kenyan", "ethiopian", "somali", "sudanese", "south african"),
+        *("jamaican", "haitian", "caribbean", "mongolian", "taiwanese", "tibetan", "malaysian"),
+        *("malay", "singaporean", "cambodian", "burmese", "laotian", "kazakh", "uzbek"),
+        *("british", "english", "scottish", "irish", "french", "german", "italian", "greek"),
+        *("russian", "ukrainian", "portuguese", "dutch", "swedish", "australian", "canadian"),
     ),
-    asides=(
-        "in black and white",
-        *(f"{image} is black and white" for image in ("image", "photo", "photograph", "picture")),
-        *(f"{colour} ... {thing}" for colour in ("black", "white") for thing in _COLOURED),
-    ),
+    asides=_ASIDES,
     examples=(
         Example("White", "race-7", Outcome.ANSWERED, "White"),
         Example("black.", "race-7", Outcome.ANSWERED, "Black"),
