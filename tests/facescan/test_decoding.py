@@ -1,5 +1,6 @@
 """The pool of decoding processes: real crashes, hangs and memory exhaustion, in real processes."""
 
+import gc
 import hashlib
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,21 @@ def test_a_pool_decodes_what_this_process_decodes(
     for picture, pixels in zip(pictures, found, strict=True):
         assert same(pixels, picture, size)
         assert pixels.flags.writeable  # type: ignore[union-attr]
+
+
+def test_pixels_are_freed_with_their_last_user_not_by_the_garbage_collector(
+    make_pool: Callable[..., DecodePool],
+) -> None:
+    pool = make_pool(2)
+    gc.disable()
+    try:
+        decoded = pool.decode([checked(jpeg(number)) for number in range(64)]).result()
+        pixels = [weakref.ref(each) for each in decoded if not isinstance(each, BadImage)]
+        del decoded
+        assert len(pixels) == 64
+        assert eventually(lambda: not any(each() is not None for each in pixels))
+    finally:
+        gc.enable()
 
 
 def test_headers_are_read_as_in_this_process(make_pool: Callable[..., DecodePool]) -> None:
