@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from facescan import attributes, registry
 from facescan.errors import UsageError
@@ -59,7 +59,7 @@ class ModelCard(BaseModel):
     tensor_parallel_size: int = Field(default=1, ge=1)
     gpus: int | None = Field(default=None, ge=0)
     """GPUs of one engine; None: `tensor_parallel_size` where the cluster has GPUs, else 0."""
-    engine_options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    engine_options: dict[str, JsonValue] = Field(default_factory=dict)
     """Engine-specific settings; the engine's module documents and checks them."""
     licence: str = ""
     source: str = ""
