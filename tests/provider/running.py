@@ -236,15 +236,31 @@ class Provider:
         self._ask("POST", "/-/configure", json.dumps(sent))
 
     def stats(self) -> dict[str, Any]:
-        """What was counted since the start; `Provider._stats` of the server has the keys."""
+        """What was counted since the start.
+
+        calls: chat requests that came. processed: requests answered and billed, lines of batches
+        included. outcomes: by path, how many ended how (see `Call` of the server). most_at_once:
+        chat requests. sdk_retries: requests that the SDK sent again by itself. calls_by_request,
+        processed_by_request: by identity. pictures: sha256, format, width, height, metadata (EXIF
+        and the like was in it), calls. admitted: requests and tokens by "account model". faults:
+        how often each struck. script_left: answers not yet played. files: by id, as the API tells
+        them, and whether deleted. batches: by id, as the API tells them.
+        """
         return self._told("/-/stats")  # type: ignore[no-any-return]
 
     def bill(self) -> dict[str, Any]:
-        """What all accounts owe, with the keys of the server's `Bill`, and each in `accounts`."""
+        """What all accounts owe, and each in `accounts`.
+
+        usd; batch_usd and lost_usd, parts of it: for batches, and for answers that an accident
+        swallowed or nobody waited for; calls and lines billed; tokens_in, tokens_out.
+        """
         return self._told("/-/bill")  # type: ignore[no-any-return]
 
     def calls(self) -> list[dict[str, Any]]:
-        """Every request in order of arrival, with the keys of the server's `Call`."""
+        """Every request in order of arrival: at (method and path), arrived (seconds of this
+        machine's monotonic clock), identity, number (how often it had been asked before), account,
+        outcome, billed (USD).
+        """
         return self._told("/-/calls")  # type: ignore[no-any-return]
 
     def _told(self, path: str) -> Any:

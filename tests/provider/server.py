@@ -874,7 +874,7 @@ def _batch_error(
 # The server
 
 
-class Provider:
+class Service:
     """Its state and what it does; one request at a time between two awaits."""
 
     def __init__(self, config: Config) -> None:
@@ -894,7 +894,6 @@ class Provider:
         self._most_inside = 0
         self._sdk_retries = 0
         self._routes = {
-            CHAT: self._chat,
             "GET /models": self._list_models,
             "POST /files": self._upload,
             "GET /files": self._list_files,
@@ -910,7 +909,7 @@ class Provider:
     def application(self) -> web.Application:
         """Everything that is served."""
         app = web.Application(client_max_size=256 << 20)
-        for at in self._routes:
+        for at in (CHAT, *self._routes):
             method, path = at.split(" ")
             for prefix in PREFIX.values():
                 app.router.add_route(method, prefix + path, self._handle)
@@ -1096,9 +1095,9 @@ class Provider:
         return web.Response()
 
     def _lost(self, call: Call, how: str) -> None:
-        call.outcome = how
-        if call.account is not None:
+        if call.account is not None and call.outcome == "open":
             self._bill(call.account).lost_usd += call.billed
+        call.outcome = how
 
     def _send(self, answer: Answer, call: Call) -> web.Response:
         call.outcome = str(answer.status)
@@ -1372,9 +1371,6 @@ class Provider:
         data = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
         return self._new_file(batch.account, "batch_output", f"{batch.id}_{name}.jsonl", data).id
 
-    async def _chat(self, request: web.Request, account: str) -> Answer:
-        raise AssertionError("chat is processed by _process")
-
 
 _EXPIRED = {
     "code": "batch_expired",
@@ -1405,7 +1401,7 @@ def _page(request: web.Request, items: Sequence[dict[str, object]], most: int) -
 async def _serve(port: int, config: Config, until_stdin_ends: bool) -> None:
     # Cancellation: whoever is answered by silence and goes away is not waited for.
     runner = web.AppRunner(
-        Provider(config).application(),
+        Service(config).application(),
         access_log=None,
         handler_cancellation=True,
         shutdown_timeout=0,
