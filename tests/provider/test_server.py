@@ -66,6 +66,16 @@ def test_what_was_said_to_fit_later_fits_then_and_not_before(start: float) -> No
     assert window.take(2, now + wait)
 
 
+def test_a_wait_is_never_rounded_to_just_before_its_end() -> None:
+    rng = random.Random(2)
+    for _ in range(2000):
+        start = rng.random()
+        window = SlidingWindow(1, 60.0)
+        assert window.take(1, start)
+        now = start + rng.uniform(0, 20)
+        assert window.take(1, now + window.seconds_until(1, now))
+
+
 def test_what_fits_now_needs_no_wait_and_what_never_fits_waits_for_ever() -> None:
     window = SlidingWindow(3, 60.0)
     assert window.seconds_until(3, 0.0) == 0
@@ -379,6 +389,14 @@ def test_a_wrong_key_is_refused_and_not_repeated() -> None:
             client(provider, "sk-canary-0123456789").chat.completions.create(**body())
         assert "sk-canary-0123456789" not in str(refused.value)
         assert provider.stats()["processed"] == 0
+
+
+def test_a_wrong_request_counts_as_one_and_costs_nothing() -> None:
+    with provider_server(Config(limits=Limits(rpm=2))) as provider:
+        assert outcome(provider, n=2) == "BadRequestError 400"
+        assert outcome(provider, picture="face.jpg") == "BadRequestError 400"
+        assert outcome(provider) == "RateLimitError 429"
+        assert provider.bill()["usd"] == 0
 
 
 def test_limits_hold_by_account_and_change_while_running() -> None:
