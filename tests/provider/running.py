@@ -114,11 +114,11 @@ class Fault(_Settings):
     the answer's shape before it.
 
     Attributes:
-        kind: `error`: the recorded answer `error`. `reset`: the connection is reset. `silence`: no
+        kind: `error`: the answer named by `error`. `reset`: the connection is reset. `silence`: no
             answer for `delay_s`, then a reset. `truncated`: half the answer, then the connection
             ends. `malformed`: half the answer, as if it were whole. `delay`: the answer comes
-            after `delay_s` more. `answer`: the recorded `shape`
-            instead of the ordinary answer.
+            after `delay_s` more. `answer`: the shape named by
+            `shape` instead of the ordinary answer.
         processed: it strikes after the request was processed and billed; always so for the kinds
             `truncated`, `malformed`, `delay` and `answer`.
         error: which, for `error`; the server's `ERRORS` has them.

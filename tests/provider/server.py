@@ -7,8 +7,8 @@ sent as strictly as the real ones, keeps strict limits, bills every request that
 where the answer is lost, and has the accidents that `Config` describes. Answers depend on nothing
 but the messages of a request, so that a run in a storm can be compared with one without.
 
-Bodies of errors are those that clients of OpenAI and Google published; where none was found, as for
-some faults of a request body, they are written after the documentation.
+Errors are worded as users of OpenAI and Google report them, or after the documentation. They are
+written for these tests, not recorded: what a body means is tested on recorded ones elsewhere.
 """
 
 import argparse

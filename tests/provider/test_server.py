@@ -487,7 +487,7 @@ def test_a_shape_is_the_same_however_often_it_is_asked_for() -> None:
         assert provider.bill()["calls"] == 24
 
 
-def test_every_recorded_answer_has_its_name() -> None:
+def test_every_error_and_shape_has_its_name() -> None:
     assert set(ERRORS) == set(get_args(ErrorName))
     assert set(SHAPES) == set(get_args(ShapeName))
 
