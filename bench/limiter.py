@@ -39,6 +39,7 @@ class Case:
         headers: the provider sends its limits with each response.
         retry_after: a 429 says when to come again.
         refusals_count: a refused call counts against the requests per minute.
+        quantum_s: no such stretch of time has more than its part of the requests per minute.
         factor: of the limits configured to the provider's.
         halved_at: seconds until the provider halves its limits; None: it does not.
         guessed: tokens estimated, of those that a call takes.
@@ -52,6 +53,7 @@ class Case:
     headers: bool = True
     retry_after: bool = True
     refusals_count: bool = True
+    quantum_s: float = 60.0
     factor: float = 1.0
     halved_at: float | None = None
     guessed: float = 1.0
@@ -111,20 +113,24 @@ class _Provider:
         self._case = case
         self.requests = None if case.rpm is None else SlidingWindow(case.rpm, 60)
         self.tokens = None if case.tpm is None else SlidingWindow(case.tpm, 60)
+        quantum = math.inf if case.rpm is None else case.rpm * case.quantum_s / 60
+        self._quantum = SlidingWindow(max(1.0, quantum), case.quantum_s)
 
     def halve(self) -> None:
-        for window in (self.requests, self.tokens):
+        for window in (self.requests, self.tokens, self._quantum):
             if window is not None:
-                window.limit /= 2
+                window.limit = max(1.0, window.limit / 2)
 
     def call(self, tokens: float, now: float) -> tuple[float | None, Told]:
         """For how long to wait, None: the call is taken; and the headers."""
-        waits = [0.0]
+        waits = [self._quantum.seconds_until(1, now)]
         if self.requests is not None:
             waits.append(self.requests.seconds_until(1, now))
         if self.tokens is not None:
             waits.append(self.tokens.seconds_until(tokens, now))
         taken = max(waits) == 0
+        if taken:
+            self._quantum.count(1, now)
         if self.requests is not None and (taken or self._case.refusals_count):
             self.requests.count(1, now)
         if self.tokens is not None and taken:
@@ -242,6 +248,7 @@ LIMITS: dict[str, Case] = {
     "2M tpm": replace(OPENAI, rpm=10_000, tpm=2_000_000),
     "500 rpm, 1,000 configured": replace(_500, factor=2),
     "500 rpm, 5 % of calls fail": replace(_500, failing=0.05),
+    "500 rpm, a share each 1 s": replace(_500, quantum_s=1),
     "500 rpm, one client has most": replace(_500, workers=(100,) + (5,) * 7),
     "200k tpm, estimates 40 % low": replace(_200K, guessed=0.6),
     "200k tpm, estimates 60 % high": replace(_200K, guessed=1.6),

@@ -11,6 +11,8 @@ A provider's limit is learned from its headers. Where it has none, from 429s: th
 episode lowers the most calls at a time; then everybody waits, and single calls try until one gets
 through. That is when this limiter's own calls of the last minute say what the provider allows now,
 and its quotas are set to that share. The share grows again after some minutes without a 429.
+Without a known limit only the most calls at a time adapt: a limit that is known should be
+configured, even roughly.
 """
 
 from collections import deque
@@ -47,7 +49,11 @@ _FIRST_GROWTH = 0.01
 in each further period, until it is whole or the next 429 comes."""
 
 _LONGEST_PAUSE_S = 10.0
-"""Without a word from the provider: 1 s after the first 429, then 2, 4 ... at most this."""
+"""A 429 that does not say for how long means 1 s. When the next call is refused too, everybody
+waits for 2 s, then 4 ... at most this, or longer where the provider says so."""
+
+_BRIEF_S = 10.0
+"""An episode that is over so soon was about the last seconds: it says nothing about a minute."""
 
 _TRIAL_S = 5.0
 """A call that shall show whether the provider lets calls through again has so long to do it."""
@@ -166,7 +172,9 @@ class _Quota:
     def advance(self, now: float) -> None:
         """Let the time pass."""
         pace = self.per_second
-        if pace is not None and self._filled is not None:
+        if pace is None or self._filled is None:
+            self._level = 0.0
+        else:
             self._level = min(self._level + pace * (now - self._filled), pace * _BURST_S)
         self._filled = now
         oldest = int((now - _WINDOW_S) / _SLOT_S)
@@ -281,6 +289,7 @@ class Limiter:
         self._paused_until = 0.0
         self._pause = 1.0
         self._trying = False
+        self._refused_at = 0.0
         self._explained = False
         # Calls before this number were let go before the latest pause.
         self._since_pause = first_lease
@@ -307,7 +316,7 @@ class Limiter:
     def resume(self, counted_today: int, history: Iterable[Change] = ()) -> None:
         """What others remember of the limiter before this one."""
         self.used_today = max(self.used_today, counted_today)
-        self.history.extendleft(reversed(list(history)))
+        self.history = deque([*history, *self.history], maxlen=self.history.maxlen)
 
     def ask(self, client: str, tokens: int, now: float) -> Lease | Wait:
         """May this client make one call of about so many tokens, now?"""
@@ -383,17 +392,19 @@ class Limiter:
         if lease.number < self._since_pause:
             return
         self._since_pause = self._next_lease
-        if not self._trying:
+        if self._trying:
+            # Who came when the provider wanted it, and in vain, waits longer than it wants.
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE_S)
+            pause = self._pause
+        else:
             self._trying = True
+            self._refused_at = now
             self._explained = lowered
             self._pause = 1.0
             self._set_connections(self._connections * _CUT, now, "429")
             self._doubling = False
-        if retry_after is None:
-            spent = _reset_of_spent(told)
-            pause = self._pause if spent is None else min(spent, _LONGEST_PAUSE_S)
-            self._paused_until = max(self._paused_until, now + pause)
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE_S)
+            pause = _pause_wanted(retry_after, told)
+        self._paused_until = max(self._paused_until, now + pause)
 
     def failed(self, lease: Lease, now: float) -> None:
         """The call came to nothing, and not for its rate; what it has used is not known."""
@@ -483,10 +494,13 @@ class Limiter:
         self._new_round()
         self._growth = _FIRST_GROWTH
         self._grows_at = now + _HOLD_S
-        if not self._explained:
+        if self._explained:
+            return
+        share = self._share * _LEAST_CUT
+        if now - self._refused_at > _BRIEF_S:
             fits = max(self._requests.in_use(now), self._tokens.in_use(now))
-            fits = min(max(fits, self._share * _MOST_CUT), self._share * _LEAST_CUT)
-            self._set_share(fits, now, "429")
+            share = min(share, max(fits, self._share * _MOST_CUT))
+        self._set_share(share, now, "429")
 
     def _grow(self, now: float) -> None:
         if self._share == 1 or now < self._grows_at:
@@ -526,11 +540,13 @@ class Limiter:
         self.history.append(Change(now, what, why))
 
 
-def _reset_of_spent(told: Told) -> float | None:
-    """Seconds until what is spent is whole again; None: the headers do not say."""
+def _pause_wanted(retry_after: float | None, told: Told) -> float:
+    """Seconds that a 429 wants everybody to wait."""
+    if retry_after is not None:
+        return retry_after
     resets = (
         (told.remaining_requests, told.reset_requests),
         (told.remaining_tokens, told.reset_tokens),
     )
     said = [reset for remaining, reset in resets if remaining == 0 and reset is not None]
-    return max(said) if said else None
+    return min(max(said, default=1.0), _LONGEST_PAUSE_S)
