@@ -100,10 +100,23 @@ _WITHHELD = frozenset(
         "image_safety",
         "image_recitation",
         "image_prohibited_content",
+        "guardrail_intervened",  # Bedrock
+        "sensitive",  # Z.AI
     }
 )
-# The server gave up in the middle (vLLM, DeepSeek): what text there is, is not the model's answer.
-_INTERRUPTED = frozenset({"abort", "error", "insufficient_system_resource"})
+# The server gave up in the middle (vLLM, OpenRouter, DeepSeek, Z.AI), or the model broke Google's
+# form of an answer: what text there is, is not the answer.
+_INTERRUPTED = frozenset(
+    {
+        "abort",
+        "error",
+        "insufficient_system_resource",
+        "network_error",
+        "malformed_function_call",
+        "malformed_response",
+        "unexpected_tool_call",
+    }
+)
 
 _POLICY = frozenset(
     {
@@ -283,7 +296,7 @@ def _of_completion(
         text=text,
         finish_reason=finish,
         reason=_plain(reason, secrets),
-        retry_after=_retry_after(headers, {}) if verdict in _RETRIED else None,
+        retry_after=None,
         tokens_in=usage.prompt,
         tokens_out=usage.generated,
         model=model if isinstance(model, str) else None,
@@ -300,7 +313,7 @@ def _outcome(
         return Verdict.REFUSED, FinishReason.REFUSAL, "the provider marked the answer as a refusal"
     raw = choice.finish if choice else ""
     finish = _FINISHED.get(raw)
-    # "content_filter: PROHIBITED_CONTENT" has been seen too.
+    # Google: "content_filter: PROHIBITED_CONTENT", in a choice without a message.
     if choice is not None and raw.partition(":")[0] in _WITHHELD:
         return Verdict.BLOCKED, FinishReason.BLOCKED, f"finish_reason {raw}{choice.notes}"
     if raw in _INTERRUPTED:
@@ -573,11 +586,11 @@ def _limit(headers: Mapping[str, str], what: str) -> tuple[int | None, int | Non
     if limit == 0 or (limit is None and left is None):
         return None, None, None  # Azure has sent 0 and -1 for "unknown"
     if limit and left is not None and reset and limit > left:
-        # On accounts with a limit a day, OpenAI sends that one in the same headers. What is used
-        # comes back evenly, which tells them apart: 1 of 10,000 in 8.64 s is a day, in 6 ms a
-        # minute.
-        a_day = (limit - left) * 86_400 / limit
-        if abs(reset - a_day) <= 0.02 * a_day:
+        # On accounts with a limit a day, OpenAI sends that one in the same headers, and Groq
+        # always does. What is used comes back evenly, and that tells them apart: 1 of 10,000 in
+        # 8.64 s is a day, in 6 ms a minute. What has come back in part is still counted as used.
+        come_back = reset * limit / 86_400
+        if max(1, limit - left - 1) * 0.98 <= come_back <= (limit - left) * 1.02:
             return None, None, None
     return limit, left, reset
 
@@ -634,7 +647,7 @@ def _words(body: bytes) -> str:
 _KEY = "[key]"
 _READ = 4_000  # characters looked at: enough to keep REASON_LENGTH, and no work for a search
 _HIDDEN = (
-    (re.compile(r"data:image/[^\s\"'<>]*", re.IGNORECASE), "[image]"),
+    (re.compile(r"data:image/[^\s\"'<>]*"), "[image]"),
     # "Incorrect API key provided: sk-pr***xyz. You can", with whatever was given as a key
     (
         re.compile(r"((?<!\w)api[ _-]?key(?: provided)?\s?[:=]\s?).+?(?=[.,;)]\s|[.\"']*$)", re.I),

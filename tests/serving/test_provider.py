@@ -92,10 +92,17 @@ def test_the_cases_cover_every_verdict_and_name_their_sources() -> None:
         ("IMAGE_SAFETY", Verdict.BLOCKED),
         ("IMAGE_RECITATION", Verdict.BLOCKED),
         ("IMAGE_PROHIBITED_CONTENT", Verdict.BLOCKED),
+        ("guardrail_intervened", Verdict.BLOCKED),
+        ("sensitive", Verdict.BLOCKED),
         ("content_filter", Verdict.BLOCKED),
+        ("content_filter: PROHIBITED_CONTENT", Verdict.BLOCKED),
         ("abort", Verdict.MALFORMED),
         ("error", Verdict.MALFORMED),
         ("insufficient_system_resource", Verdict.MALFORMED),
+        ("network_error", Verdict.MALFORMED),
+        ("MALFORMED_FUNCTION_CALL", Verdict.MALFORMED),
+        ("MALFORMED_RESPONSE", Verdict.MALFORMED),
+        ("UNEXPECTED_TOOL_CALL", Verdict.MALFORMED),
         ("MAX_TOKENS", Verdict.ANSWER),
         ("eos_token", Verdict.ANSWER),
         ("stop_sequence", Verdict.ANSWER),
@@ -170,11 +177,27 @@ class TestLimits:
         headers = {"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "59"}
         assert of_response(200, headers, b"{}").told == Told(60, None, 59)
 
-    def test_a_limit_of_the_day_is_not_told_as_one_of_the_minute(self) -> None:
-        day = self.told(limit_requests="10000", remaining_requests="9999", reset_requests="8.64s")
-        minute = self.told(limit_requests="10000", remaining_requests="9999", reset_requests="6ms")
-        assert day == Told()
-        assert minute == Told(10000, None, 9999, None, 0.006)
+    @pytest.mark.parametrize(
+        ("limit", "left", "reset", "daily"),
+        [
+            ("10000", "9999", "8.64s", True),
+            ("10000", "9998", "8.64s", True),
+            ("10000", "4167", "13h59m57s", True),
+            ("14400", "14370", "2m59.56s", True),  # the example of Groq's documentation
+            ("10000", "9999", "6ms", False),
+            ("500", "499", "120ms", False),
+            ("60", "59", "1s", False),
+            ("60", "59", "60s", False),  # a window of a minute, whole again at its end
+            ("60", "0", "60s", False),
+            ("3500", "3499", "17ms", False),
+        ],
+    )
+    def test_a_limit_of_the_day_is_not_told_as_one_of_the_minute(
+        self, limit: str, left: str, reset: str, daily: bool
+    ) -> None:
+        told = self.told(limit_requests=limit, remaining_requests=left, reset_requests=reset)
+        assert told.limit_requests == (None if daily else int(limit))
+        assert (told.remaining_requests is None) == (told.reset_requests is None) == daily
 
     def test_what_azure_sends_for_unknown_is_nothing(self) -> None:
         unknown = self.told(limit_tokens="-1", remaining_tokens="-1", reset_tokens="0")
@@ -304,6 +327,10 @@ class TestSecrets:
 class TestReasons:
     def test_codes_and_words_stand_in_it(self) -> None:
         assert of_response(400, {}, error_body("No.", code="odd")).reason == "HTTP 400: odd: No."
+        assert of_response(429, {}, error_body("No.", code="429")).reason == "HTTP 429: No."
+
+    def test_an_exception_without_words_is_its_name(self) -> None:
+        assert of_failure(failure("APITimeoutError", "ReadTimeout", "")).reason == "ReadTimeout"
 
     def test_a_code_is_no_key(self) -> None:
         [case] = [case for case in CASES if case["name"] == "openai: wrong key"]
@@ -338,6 +365,10 @@ class TestRequestsAndModels:
         reading = read(case)
         assert (reading.model, reading.request_id) == ("gpt-4-0613", "req_x")
 
+    def test_google_calls_it_a_version(self) -> None:
+        [case] = [case for case in CASES if case["name"] == "google: nothing, and STOP"]
+        assert read(case).model == "gemini-2.5-flash-lite"
+
     def test_azure_numbers_its_requests_elsewhere(self) -> None:
         assert of_response(500, {"apim-request-id": "a"}, b"").request_id == "a"
 
@@ -357,6 +388,24 @@ class TestRequestsAndModels:
     def test_a_bug_stays_a_bug(self) -> None:
         with pytest.raises(ZeroDivisionError):
             of_failure(ZeroDivisionError())
+
+
+def test_a_success_is_any_status_of_success() -> None:
+    [case] = [case for case in CASES if case["name"] == "openai: an answer"]
+    assert of_response(201, {}, case["body"].encode()).verdict is Verdict.ANSWER
+
+
+def test_an_error_of_vllm_is_one_under_any_status() -> None:
+    body = b'{"object": "error", "message": "No.", "type": "BadRequestError", "code": 400}'
+    assert of_response(200, {}, body).verdict is Verdict.BAD_REQUEST
+    assert of_response(400, {}, body).verdict is Verdict.BAD_REQUEST
+
+
+def test_an_empty_answer_to_a_prompt_that_was_not_read_is_none() -> None:
+    choice = {"message": {"content": None}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    body = json.dumps({"choices": [choice], "usage": usage}).encode()
+    assert of_response(200, {}, body).verdict is Verdict.MALFORMED
 
 
 SHAPES: list[object] = [None, True, 3, "text", [], ["x"], {}, {"x": 1}, [[]], [None], [{}]]
