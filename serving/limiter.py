@@ -181,10 +181,6 @@ class _Quota:
         while self._slots and (slot := next(iter(self._slots))) < oldest:
             self._used -= self._slots.pop(slot)
 
-    def empty(self) -> None:
-        """What has gathered while nobody was let go is not to go at once."""
-        self._level = min(self._level, 0.0)
-
     def seconds_until(self, amount: float, ahead: int, now: float) -> float:
         """0: the amount fits now, and after it as much again for each of those ahead."""
         pace = self.per_second
@@ -193,7 +189,8 @@ class _Quota:
         # More than ever gathers goes as soon as the bucket is full, and is made up for afterwards.
         missing = min(amount, pace * _BURST_S) * (1 + ahead) - self._level
         wait = max(0.0, missing / pace)
-        excess = self._used + amount - max(amount, self.limit * self._share)
+        # One call alone may be more than a minute's limit: it waits until there is no other.
+        excess = self._used + amount - self.limit * self._share
         for slot, used in self._slots.items():
             if excess <= 0:
                 break
@@ -489,8 +486,6 @@ class Limiter:
     def _through(self, now: float) -> None:
         """A call has got through again: the episode of 429s is over."""
         self._trying = False
-        self._requests.empty()
-        self._tokens.empty()
         self._new_round()
         self._growth = _FIRST_GROWTH
         self._grows_at = now + _HOLD_S
