@@ -8,6 +8,10 @@ FacescanError
 ├── EngineError             an engine cannot start or has died (exit 1)
 │   └── EngineUnavailable   a package or device that the engine needs is not here
 ├── StorageError            a run folder cannot be written: disk full, read-only, gone (exit 1)
+├── RunStopped              a run that ended before its end and can be continued (exit 3)
+│   ├── BudgetExhausted     the next call might cost more than is left of `--max-cost`
+│   └── QuotaExhausted      the account has no money left, or has used its limit of the day
+├── AccessDenied            a provider refuses the key, or does not have the model (exit 1)
 ├── TooManyFailures         more requests failed than the run allows (exit 1)
 ├── MixingError             the run folder holds answers asked under other settings (exit 4)
 └── BadImage                the bytes of one image cannot be used; becomes the outcome `bad_image`
@@ -55,6 +59,22 @@ class StorageError(FacescanError):
 
 class TooManyFailures(FacescanError):
     """More requests ended without an answer than `--fail-on-error` allows."""
+
+
+class RunStopped(FacescanError):
+    """A run that ended before its end; the same command continues it."""
+
+
+class BudgetExhausted(RunStopped):
+    """The next call might cost more than is left of the run's budget."""
+
+
+class QuotaExhausted(RunStopped):
+    """An account that has no money left or has used up its limit of the day."""
+
+
+class AccessDenied(FacescanError):
+    """A provider that refuses the key, or does not have the model."""
 
 
 class EngineError(FacescanError):

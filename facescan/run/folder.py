@@ -49,6 +49,11 @@ class RunFolder:
         return self.root.below("scores")
 
     @property
+    def ledger(self) -> Storage:
+        """What models behind an API have cost; see `facescan.run.ledger`."""
+        return self.root.below("ledger")
+
+    @property
     def is_run(self) -> bool:
         """Whether a run was begun here."""
         return self.root.exists(MANIFEST)
