@@ -9,7 +9,7 @@ from facescan import attributes as attribute_files
 from facescan import models
 from facescan.errors import UsageError
 from facescan.models import Checkpoint, ModelCard
-from facescan.protocols import Asked, Protocol
+from facescan.protocols import CANNOT_DETERMINE, Asked, Protocol
 from facescan.types import AnswerMode, Decoding, Question
 
 _Offered = tuple[tuple[str, str], ...]
@@ -38,10 +38,11 @@ def _identity(
     card: ModelCard,
     checkpoint: Checkpoint | None,
     question: tuple[str, tuple[str, ...], AnswerMode, Decoding],
+    answer_schema: str,
     preprocessing: str,
 ) -> str:
     prompt, labels, answer_mode, decoding = question
-    content = {
+    content: dict[str, object] = {
         "model": card.name,
         "checkpoint": None if checkpoint is None else models.identity(checkpoint),
         "prompt": prompt,
@@ -50,6 +51,8 @@ def _identity(
         "decoding": asdict(decoding),
         "preprocessing": preprocessing,
     }
+    if answer_schema:
+        content["answer_schema"] = answer_schema
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
 
@@ -66,6 +69,7 @@ def _question(
     prompt = wording if protocol.verbatim else card.prompt.replace("{question}", wording)
     labels = tuple(text for pairs in offered.values() for text, _ in pairs)
     decoding = Decoding(protocol.max_tokens, protocol.temperature)
+    answer_schema = _answer_schema(offered) if protocol.structured else ""
     return Question(
         model=card.name,
         protocol=protocol.name,
@@ -78,11 +82,28 @@ def _question(
             card,
             card.checkpoint_for(attributes[0]),
             (prompt, labels, protocol.answer_mode, decoding),
+            answer_schema,
             preprocessing,
         ),
         label_sets=tuple(protocol.attributes[name].label_set for name in attributes),
         offered=tuple(offered[name] for name in attributes),
+        answer_schema=answer_schema,
     )
+
+
+def _answer_schema(offered: dict[str, _Offered]) -> str:
+    """One closed list for each attribute, in the subset of JSON Schema that providers enforce."""
+    properties = {
+        name: {"type": "string", "enum": [*(text for text, _ in pairs), CANNOT_DETERMINE]}
+        for name, pairs in offered.items()
+    }
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return json.dumps(schema, separators=(",", ":"))
 
 
 def _joint(

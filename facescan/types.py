@@ -121,6 +121,8 @@ class Question:
             revision, adapter, prompt, labels, mode, decoding and preprocessing.
         label_sets: the label set asked, one for each of `attributes`.
         offered: for each of `attributes` the pairs (offered text, its label) in offered order.
+        answer_schema: JSON Schema that the answer must satisfy, for engines that can enforce one;
+            empty where the protocol is not `structured`.
     """
 
     model: str
@@ -133,6 +135,7 @@ class Question:
     identity: str
     label_sets: tuple[str, ...] = ()
     offered: tuple[tuple[tuple[str, str], ...], ...] = ()
+    answer_schema: str = ""
 
 
 def request_id(question_identity: str, image_sha256: str) -> str:

@@ -16,6 +16,9 @@ from facescan.types import AnswerMode
 
 PACKAGE = "facescan.protocols"
 
+CANNOT_DETERMINE = "cannot_determine"
+"""What a model may answer in a `structured` protocol instead of an offered text."""
+
 
 class Asked(BaseModel):
     """How one attribute is asked in a protocol."""
@@ -49,6 +52,9 @@ class Protocol(BaseModel):
     `{<attribute>_labels}` stands for the offered texts of each."""
     verbatim: bool = False
     """True: the wording is sent as it is, without the model card's own prompt form."""
+    structured: bool = False
+    """True: answered as a JSON object with one field for each attribute of the wording, each one of
+    the offered texts or `CANNOT_DETERMINE`. Only for engines that enforce a schema."""
     answer_mode: AnswerMode = AnswerMode.FREE
     max_tokens: int = Field(default=16, ge=1)
     temperature: float = Field(default=0.0, ge=0.0)
@@ -65,6 +71,10 @@ class Protocol(BaseModel):
             raise ValueError(
                 f"a `joint_question` is answered freely; answer mode '{self.answer_mode}' needs a "
                 "`question` for each attribute"
+            )
+        if self.structured and self.answer_mode is not AnswerMode.FREE:
+            raise ValueError(
+                f"`structured` and answer mode '{self.answer_mode}' exclude each other"
             )
         return self
 
