@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from io import BytesIO
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -211,6 +212,27 @@ def decode(image: EncodedImage, size: tuple[int, int] | None = None) -> _Pixels:
         return pixels
     del stored
     return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
+def encode(
+    pixels: _Pixels, format_name: Literal["jpeg", "png"], quality: int, max_side: int
+) -> bytes:
+    """A new file of these pixels alone: no EXIF, no profile, nothing of the file they came from.
+
+    Args:
+        pixels: RGB, shape (height, width, 3).
+        format_name: of the file.
+        quality: of a JPEG, 1 to 95; its colours are kept at full resolution.
+        max_side: a picture with a longer side is made smaller, its aspect kept.
+    """
+    image = Image.fromarray(pixels)
+    image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
+    buffer = BytesIO()
+    if format_name == "jpeg":
+        image.save(buffer, "JPEG", quality=quality, subsampling=0)
+    else:
+        image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _upright_rgb(image: ImageFile) -> _Pixels:

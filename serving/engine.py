@@ -13,7 +13,8 @@ from facescan import registry
 from facescan.decoding import DecodePool
 from facescan.errors import BadImage
 from facescan.models import Checkpoint, ModelCard
-from facescan.types import Outcome, Reply, Request
+from facescan.types import Outcome, Question, Reply, Request
+from serving.account import Account
 
 PACKAGE = "serving.engines"
 
@@ -26,11 +27,13 @@ class EngineSettings:
         decoders: makes all pixels; whoever made it closes it, after the engine.
         gpus: GPUs given to this engine; 0 on a machine without.
         cpus: cores this engine may keep busy with other work than decoding (torch threads).
+        account: of the provider, for engines that send requests to one.
     """
 
     decoders: DecodePool
     gpus: int = 0
     cpus: int = 2
+    account: Account | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,10 @@ class EngineModule(Protocol):
         Raises:
             UsageError: `engine_options` of the card are not what this engine knows.
         """
+        ...
+
+    def cannot_ask(self, card: ModelCard, question: Question) -> str | None:
+        """Why this engine cannot put this question to the model, or None where it can."""
         ...
 
     def load(

@@ -12,6 +12,7 @@ the outcomes other than `answered` are met too.
 """
 
 import asyncio
+import json
 import math
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -24,7 +25,7 @@ from facescan import __version__
 from facescan.decoding import IMAGES_PER_CHUNK
 from facescan.errors import BadImage, UsageError
 from facescan.models import Checkpoint, ModelCard
-from facescan.types import AnswerMode, FinishReason, Reply, Request
+from facescan.types import AnswerMode, FinishReason, Question, Reply, Request
 from serving.engine import EngineInfo, EngineSettings, failed
 
 _SIZE = (224, 224)
@@ -58,6 +59,12 @@ def numerics(card: ModelCard) -> dict[str, str]:
     """None: its options change no answer."""
     _options(card)
     return {}
+
+
+def cannot_ask(card: ModelCard, question: Question) -> str | None:
+    """It answers everything."""
+    del card, question
+    return None
 
 
 def load(card: ModelCard, checkpoint: Checkpoint | None, settings: EngineSettings) -> "FakeEngine":
@@ -124,6 +131,10 @@ class FakeEngine:
             text = max(logprobs, key=lambda pair: pair[1])[0]
         elif request.question.answer_mode is AnswerMode.FREE and draw % 64 < len(_NOT_LABELS):
             text = _NOT_LABELS[draw % 64]
+        elif request.question.answer_schema:
+            fields = json.loads(request.question.answer_schema)["properties"]
+            values = {name: each["enum"] for name, each in fields.items()}
+            text = json.dumps({k: each[draw // 64 % len(each)] for k, each in values.items()})
         else:
             text = labels[draw // 64 % len(labels)]
         return Reply(

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from facescan.errors import EngineError, EngineUnavailable, UsageError
 from facescan.models import Checkpoint, ModelCard
+from facescan.types import Question
 from serving import weights
 from serving.engine import Engine, EngineInfo, EngineSettings
 from serving.label_tokens import LOGITS_PROCESSOR
@@ -83,6 +84,13 @@ def numerics(card: ModelCard) -> dict[str, str]:
     if options.max_model_len is not None:
         found["max_model_len"] = str(options.max_model_len)
     return found
+
+
+def cannot_ask(card: ModelCard, question: Question) -> str | None:
+    """See `serving.engine.EngineModule`."""
+    if question.answer_schema:
+        return "it enforces no JSON schema; `choice` is its way to hold a model to a list"
+    return None
 
 
 def _options(card: ModelCard) -> Options:

@@ -1,0 +1,163 @@
+"""What stands between a hosted engine and its provider: the account's limits and the run's money.
+
+    turn = await account.turns.acquire(...)      when the limits allow one more call
+    number = await account.money.reserve(...)    when the budget does
+    ... the call ...
+    account.turns.answered(...)                  and what it has taught about the limits
+    account.money.settle(...)                    what it has cost
+
+In a run both are actors, the first shared by everybody who uses the account on the cluster. Here
+they are what an engine sees of them.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from facescan.errors import QuotaExhausted
+from serving.limiter import Lease, Limiter, Told
+
+LONGEST_WAIT_S = 120.0
+"""A provider that wants a longer pause than this has a limit of the day, not of the minute."""
+
+_Result = TypeVar("_Result")
+
+
+class Turns(Protocol):
+    """The limits of one account and model."""
+
+    async def acquire(self, client: str, tokens: int) -> int:
+        """Wait until one more call of so many tokens may be made; returns its number.
+
+        Raises:
+            QuotaExhausted: that is not before `LONGEST_WAIT_S` have passed.
+        """
+        ...
+
+    async def answered(self, turn: int, tokens: int | None, told: Told) -> None:
+        """The call was processed, and took so many tokens."""
+        ...
+
+    async def limited(self, turn: int, retry_after: float | None, told: Told) -> None:
+        """The call was refused for its rate."""
+        ...
+
+    async def failed(self, turn: int) -> None:
+        """The call came to nothing for another reason."""
+        ...
+
+
+class Money(Protocol):
+    """The budget of one run; `facescan.run.ledger` says more."""
+
+    async def reserve(self, usd: float) -> str:
+        """Set aside the most that a call can cost; returns its number when that is durable."""
+        ...
+
+    async def settle(self, number: str, usd: float) -> None:
+        """What the call has cost; returns when that is durable."""
+        ...
+
+
+class NotAskedError(Exception):
+    """The engine was told to stop before the request was asked; it stays open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One engine's side of an account.
+
+    Attributes:
+        client: whose calls these are, among all that share the account.
+        stop: set when nothing more is to be asked.
+    """
+
+    client: str
+    turns: Turns
+    money: Money
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def turn(self, tokens: int) -> int:
+        """`Turns.acquire`, as long as anything is to be asked.
+
+        Raises:
+            NotAskedError: nothing is, any more.
+            QuotaExhausted: see `Turns.acquire`.
+        """
+        return await self._unless_stopped(self.turns.acquire(self.client, tokens))
+
+    async def pause(self, seconds: float) -> None:
+        """Let time pass before the next attempt.
+
+        Raises:
+            NotAskedError: there will be none.
+        """
+        await self._unless_stopped(asyncio.sleep(seconds))
+
+    async def _unless_stopped(self, waiting: Coroutine[Any, Any, _Result]) -> _Result:
+        if self.stop.is_set():
+            waiting.close()
+            raise NotAskedError
+        result = asyncio.ensure_future(waiting)
+        stopped = asyncio.ensure_future(self.stop.wait())
+        try:
+            await asyncio.wait({result, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not result.done():
+                raise NotAskedError
+            return result.result()
+        finally:
+            result.cancel()
+            stopped.cancel()
+
+
+class Queue:
+    """`Turns` of a limiter in the same process: who comes first is served first."""
+
+    def __init__(self, limiter: Limiter, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limiter = limiter
+        self._clock = clock
+        self._first = asyncio.Lock()
+        self._changed = asyncio.Event()
+
+    async def acquire(self, client: str, tokens: int) -> int:
+        """See `Turns`."""
+        async with self._first:
+            while True:
+                self._changed.clear()
+                said = self._limiter.ask(client, tokens, self._clock())
+                if isinstance(said, Lease):
+                    return said.number
+                if said.seconds > LONGEST_WAIT_S:
+                    raise QuotaExhausted(
+                        f"the account's limits allow no call for another {said.seconds:.0f} s"
+                    )
+                await _at_most(said.seconds, self._changed.wait())
+
+    async def answered(self, turn: int, tokens: int | None, told: Told) -> None:
+        """See `Turns`."""
+        self._limiter.answered(Lease(turn), self._clock(), tokens, told)
+        self._changed.set()
+
+    async def limited(self, turn: int, retry_after: float | None, told: Told) -> None:
+        """See `Turns`."""
+        self._limiter.limited(Lease(turn), self._clock(), retry_after, told)
+        self._changed.set()
+
+    async def failed(self, turn: int) -> None:
+        """See `Turns`."""
+        self._limiter.failed(Lease(turn), self._clock())
+        self._changed.set()
+
+    async def forget(self, client: str) -> None:
+        """A client has died: its calls will not come back."""
+        self._limiter.forget(client, self._clock())
+        self._changed.set()
+
+
+async def _at_most(seconds: float, event: Awaitable[object]) -> None:
+    try:
+        await asyncio.wait_for(event, seconds)
+    except TimeoutError:
+        return

@@ -1,0 +1,380 @@
+"""Models behind an API: OpenAI's, Gemini's in OpenAI's protocol, and any server that speaks it.
+
+A request is one HTTP call, made when the account's limits and the run's budget allow it. What comes
+back is read by `serving.provider`; what may pass is tried again with full jitter, by everybody at a
+pace of their own, and nothing else is. A refusal is an answer and is asked once. The SDK's own
+retries are off: they would call without asking limits or budget.
+
+`engine_options` of a card are `serving.tokens.HostedOptions`; its checkpoint is the name that the
+API knows the model by.
+"""
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+
+from facescan import models
+from facescan.errors import AccessDenied, BadImage, EngineUnavailable, QuotaExhausted, UsageError
+from facescan.models import Checkpoint, ModelCard
+from facescan.types import AnswerMode, Outcome, Question, Reply, Request
+from serving import chat_request, estimate, provider, tokens
+from serving.account import LONGEST_WAIT_S, Account
+from serving.engine import EngineInfo, EngineSettings, failed
+from serving.estimate import Most
+from serving.provider import Reading, Verdict
+from serving.tokens import HostedOptions
+
+NAME = "hosted"
+
+GENERIC = "openai-compatible"
+"""The card whose options hold for models that have no card."""
+
+_ATTEMPTS = 8
+"""Of a request that fails for a reason that may pass."""
+
+_SECONDS_PER_REQUEST = 900.0
+"""After which a request is not tried again, however often it was."""
+
+_BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 60.0
+
+_FREE_RETRIES = 100
+_RETRIES_PER_ANSWER = 2.0
+"""A provider that fails more often than this is not tried further: the run stops."""
+
+_ASKED_ONCE = {Verdict.ANSWER, Verdict.REFUSED, Verdict.BLOCKED}
+
+
+def missing() -> str | None:
+    """Why this engine cannot run here, or None where it can."""
+    if find_spec("openai") is None:
+        return "package openai is not installed: pip install 'facescan[hosted]'"
+    return None
+
+
+def options(card: ModelCard) -> HostedOptions:
+    """The checked `engine_options` of a card.
+
+    Raises:
+        UsageError: they are not what this engine knows.
+    """
+    try:
+        return HostedOptions.model_validate(card.engine_options)
+    except ValidationError as error:
+        raise UsageError(f"model '{card.name}': engine_options: {error}") from error
+
+
+def with_account(
+    card: ModelCard,
+    *,
+    base_url: str | None,
+    rpm: float | None,
+    tpm: float | None,
+    connections: int | None,
+) -> ModelCard:
+    """The card with what the user says of the server and the account; None leaves what it says.
+
+    A card without options, as of `--model hosted:NAME`, gets those of `GENERIC` first.
+
+    Raises:
+        UsageError: something given cannot be, or no server is known.
+    """
+    chosen = dict(card.engine_options or models.load(GENERIC).engine_options)
+    limits = chosen.get("limits") or {}
+    said = {"rpm": rpm, "tpm": tpm, "connections": connections}
+    given = {name: value for name, value in said.items() if value is not None}
+    chosen["limits"] = cast(dict[str, Any], limits) | given
+    if base_url is not None:
+        chosen["base_url"] = base_url
+    known = card.model_copy(update={"engine_options": chosen})
+    if options(known).base_url is None:
+        raise UsageError(f"model {card.name}: which server? Give --model-base-url")
+    api_model(known)
+    return known
+
+
+def api_model(card: ModelCard) -> str:
+    """The name that the API knows the model by.
+
+    Raises:
+        UsageError: the card does not say.
+    """
+    if card.checkpoint is None:
+        raise UsageError(
+            f"model '{card.name}': `checkpoint: {{path: ...}}` must say what the API calls it; "
+            f"for a server of your own give --model {NAME}:NAME and --model-base-url"
+        )
+    return card.checkpoint.path
+
+
+def preprocessing(card: ModelCard) -> str:
+    """How the picture is made that is sent."""
+    image = options(card).image
+    quality = f" quality {image.quality}" if image.format == "jpeg" else ""
+    return f"{image.format}{quality} at most {image.max_side} px, detail {image.detail}"
+
+
+def numerics(card: ModelCard) -> dict[str, str]:
+    """The server, and further fields of the body."""
+    chosen = options(card)
+    extra = {f"extra.{key}": str(value) for key, value in sorted(chosen.extra.items())}
+    return {"server": server(chosen), **extra}
+
+
+def cannot_ask(card: ModelCard, question: Question) -> str | None:
+    """Only answers that are generated: no provider gives the log-probabilities of given labels."""
+    if question.answer_mode is not AnswerMode.FREE:
+        return f"answer mode '{question.answer_mode}' needs a model that runs here"
+    if question.answer_schema and not options(card).structured:
+        return "its server enforces no JSON schema (`structured` of the card)"
+    return None
+
+
+def server(chosen: HostedOptions) -> str:
+    """Where pictures are sent: the host, with its port where that is given."""
+    return urlsplit(chosen.base_url or "").netloc
+
+
+def key(name: str | None) -> str | None:
+    """The API key: of the environment variable of that name, or of the file that NAME_FILE names.
+
+    Raises:
+        EngineUnavailable: neither is set, or the file cannot be read.
+    """
+    if name is None:
+        return None
+    if found := os.environ.get(name, "").strip():
+        return found
+    file = os.environ.get(f"{name}_FILE")
+    if file is None:
+        raise EngineUnavailable(
+            f"no API key: set the environment variable {name}, or {name}_FILE to the path of a "
+            "file that holds it, where the engines run"
+        )
+    try:
+        found = Path(file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineUnavailable(f"no API key: {name}_FILE: {file}: {error}") from None
+    if not found:
+        raise EngineUnavailable(f"no API key: {name}_FILE: {file} is empty")
+    return found
+
+
+def load(
+    card: ModelCard, checkpoint: Checkpoint | None, settings: EngineSettings
+) -> "HostedEngine":
+    """Make the client; nothing is sent yet."""
+    del checkpoint
+    if (lacking := missing()) is not None:
+        raise EngineUnavailable(lacking)
+    return HostedEngine(card, settings)
+
+
+@dataclass(slots=True)
+class _Attempts:
+    """What has become of one request so far."""
+
+    began: float
+    made: int = 0
+    usd: float = 0.0
+    reason: str = ""
+
+    def over(self) -> bool:
+        return self.made >= _ATTEMPTS or time.monotonic() - self.began > _SECONDS_PER_REQUEST
+
+    def pause(self) -> float:
+        """Full jitter, so that those who failed together do not come back together."""
+        longest = min(_LONGEST_BACKOFF_S, _BACKOFF_S * 2 ** (self.made - 1))
+        return random.uniform(0, longest)
+
+
+class HostedEngine:
+    """See the module's docstring and `serving.engine.Engine`."""
+
+    def __init__(self, card: ModelCard, settings: EngineSettings) -> None:
+        """Raises EngineUnavailable where there is no key."""
+        from openai import AsyncOpenAI
+
+        if settings.account is None:
+            raise UsageError(f"engine {NAME} needs an account")
+        self._options = options(card)
+        self._model = api_model(card)
+        self._account: Account = settings.account
+        self._decoders = settings.decoders
+        self.info = EngineInfo(
+            f"{NAME} openai {version('openai')}",
+            f"{self._model} at {server(self._options)}",
+            numerics(card),
+        )
+        self.calls_in_flight: int | None = self._options.limits.connections
+        found = key(self._options.api_key)
+        self._secrets = () if found is None else (found,)
+        self._client = AsyncOpenAI(
+            # The SDK insists on one, and a server of one's own may need none.
+            api_key=found or "none",
+            base_url=self._options.base_url,
+            max_retries=0,
+            timeout=self._options.timeout_s,
+        )
+        self._answers = self._retries = 0
+
+    async def answer(self, requests: Sequence[Request]) -> AsyncIterator[Reply]:
+        """One call for each request, side by side.
+
+        Raises:
+            NotAskedError: the account says to stop.
+            RunStopped: the budget or the account's quota is used up.
+            AccessDenied: the provider refuses the key, or does not have the model.
+        """
+        asking = [asyncio.ensure_future(self._answer(request)) for request in requests]
+        try:
+            for done in asyncio.as_completed(asking):
+                yield await done
+        finally:
+            for each in asking:
+                each.cancel()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def _answer(self, request: Request) -> Reply:
+        began = time.monotonic()
+        decoding = self._decoders.decode([request.image])
+        (pixels,) = await asyncio.wrap_future(decoding)
+        if isinstance(pixels, BadImage):
+            return failed(request.request_id, self.info, pixels, latency_s=time.monotonic() - began)
+        uri, size = await asyncio.to_thread(chat_request.picture, pixels, self._options.image)
+        del pixels
+        body = chat_request.body(self._options, self._model, request.question, uri)
+        most = estimate.at_most(self._options, request.question, size)
+        attempts = _Attempts(began)
+        while True:
+            reading = await self._attempt(body, most, attempts)
+            if reading.verdict in _ASKED_ONCE:
+                self._answers += 1
+                return self._reply(request, reading, attempts)
+            if reading.verdict is Verdict.BAD_REQUEST or attempts.over():
+                return self._failed(request, reading, attempts)
+            self._check_retries(reading)
+            await self._account.pause(attempts.pause())
+
+    async def _attempt(self, body: dict[str, Any], most: Most, attempts: _Attempts) -> Reading:
+        """One call, when it may be made; what it was is told to the limiter and the ledger.
+
+        Where this is cancelled during the call its reservation stands: it may be billed.
+        """
+        account = self._account
+        turn = await account.turn(most.tokens_in + most.tokens_out)
+        try:
+            number = await account.money.reserve(most.usd)
+        except BaseException:
+            await account.turns.failed(turn)
+            raise
+        reading = await self._call(body)
+        attempts.made += 1
+        cost = self._cost(reading, most)
+        attempts.usd += cost
+        await self._tell(turn, reading)
+        await account.money.settle(number, cost)
+        self._stop_for(reading)
+        return reading
+
+    async def _call(self, body: dict[str, Any]) -> Reading:
+        from openai import APIError
+
+        try:
+            raw = await self._client.chat.completions.with_raw_response.create(**body)
+        except (APIError, UnicodeEncodeError) as error:
+            return provider.of_failure(error, secrets=self._secrets)
+        response = raw.http_response
+        return provider.of_response(
+            response.status_code,
+            dict(response.headers),
+            cast(bytes, response.content),
+            secrets=self._secrets,
+        )
+
+    async def _tell(self, turn: int, reading: Reading) -> None:
+        turns = self._account.turns
+        if reading.verdict is Verdict.RATE:
+            await turns.limited(turn, reading.retry_after, reading.told)
+        elif reading.verdict in (Verdict.TRANSIENT, Verdict.MALFORMED):
+            await turns.failed(turn)
+        else:
+            used = None
+            if reading.tokens_in is not None:
+                used = reading.tokens_in + (reading.tokens_out or 0)
+            await turns.answered(turn, used, reading.told)
+
+    def _cost(self, reading: Reading, most: Most) -> float:
+        """What the call has cost in USD; the most it can where nobody can say."""
+        price = estimate.price(self._options)
+        if price is None or reading.billed is False:
+            return 0.0
+        if reading.tokens_in is None:
+            return most.usd
+        return tokens.cost_usd(price, reading.tokens_in, reading.tokens_out or 0)
+
+    def _stop_for(self, reading: Reading) -> None:
+        where = f"{server(self._options)} on {self._model}"
+        if reading.verdict is Verdict.AUTHENTICATION:
+            raise AccessDenied(f"{where}: {reading.reason}")
+        if reading.verdict in (Verdict.QUOTA, Verdict.DAILY):
+            raise QuotaExhausted(f"{where}: {reading.reason}")
+        if reading.retry_after is not None and reading.retry_after > LONGEST_WAIT_S:
+            raise QuotaExhausted(
+                f"{where} asks for a pause of {reading.retry_after:.0f} s: {reading.reason}"
+            )
+
+    def _check_retries(self, reading: Reading) -> None:
+        if reading.verdict is Verdict.RATE:
+            return
+        self._retries += 1
+        if self._retries > _FREE_RETRIES + _RETRIES_PER_ANSWER * self._answers:
+            raise QuotaExhausted(
+                f"{server(self._options)}: {self._retries} calls failed beside {self._answers} "
+                f"answers, the last with: {reading.reason}"
+            )
+
+    def _reply(self, request: Request, reading: Reading, attempts: _Attempts) -> Reply:
+        return Reply(
+            request_id=request.request_id,
+            raw_response=reading.text,
+            finish_reason=reading.finish_reason,
+            engine=self.info.engine,
+            resolved_model=reading.model or self._model,
+            created_at=datetime.now(UTC),
+            latency_s=time.monotonic() - attempts.began,
+            tokens_in=reading.tokens_in,
+            tokens_out=reading.tokens_out,
+            cost_usd=None if estimate.price(self._options) is None else attempts.usd,
+            attempts=attempts.made,
+            provider_request_id=reading.request_id,
+        )
+
+    def _failed(self, request: Request, reading: Reading, attempts: _Attempts) -> Reply:
+        return Reply(
+            request_id=request.request_id,
+            raw_response=None,
+            finish_reason=None,
+            engine=self.info.engine,
+            resolved_model=self._model,
+            created_at=datetime.now(UTC),
+            latency_s=time.monotonic() - attempts.began,
+            cost_usd=None if estimate.price(self._options) is None else attempts.usd,
+            attempts=attempts.made,
+            error_kind=Outcome.PROVIDER_ERROR,
+            error=reading.reason,
+            provider_request_id=reading.request_id,
+        )
