@@ -1,7 +1,7 @@
 """The command line: flags in, one call to a job, messages and exit codes out.
 
-Exit codes: 0 done; 1 failed; 2 usage or configuration; 3 stopped by a signal, can be continued;
-4 refused to mix.
+Exit codes: 0 done; 1 failed; 2 usage or configuration; 3 stopped by a signal or the budget, can be
+continued; 4 refused to mix.
 """
 
 import sys
@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from facescan import __version__, attributes, datasets, models, protocols, registry
-from facescan.errors import FacescanError, MixingError, UsageError
+from facescan.errors import FacescanError, MixingError, RunStopped, UsageError
 
 _CONTEXT: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
@@ -33,6 +33,32 @@ app = typer.Typer(
 IncludePath = Annotated[
     list[Path] | None,
     typer.Option(help="Folder with attributes/, models/ ... of your own; repeatable."),
+]
+
+DatasetFlag = Annotated[
+    str | None, typer.Option(help="`sample`, or the path or URI of ingested shards.")
+]
+ModelFlag = Annotated[
+    list[str] | None,
+    typer.Option(help="Name of a card or a folder with one; repeatable, or a,b."),
+]
+AttributesFlag = Annotated[
+    str | None, typer.Option(help="Such as race,age. Default: what model and dataset share.")
+]
+OutputDir = Annotated[str | None, typer.Option(help="Becomes the run folder; a path or s3:// URI.")]
+Split = Annotated[str | None, typer.Option(help="Of the dataset. Default: all.")]
+Limit = Annotated[int | None, typer.Option(help="Images; a seeded sample.")]
+Seed = Annotated[int | None, typer.Option(help="Of the sample.")]
+ProtocolFlag = Annotated[str | None, typer.Option(help="Default: each model's own.")]
+ModelBaseUrl = Annotated[
+    str | None, typer.Option(help="Server for models behind an API, such as your own vLLM's.")
+]
+MaxConnections = Annotated[int | None, typer.Option(help="Most calls at a time.")]
+Rpm = Annotated[float | None, typer.Option(help="The account's requests per minute.")]
+Tpm = Annotated[float | None, typer.Option(help="The account's tokens per minute.")]
+MaxCost = Annotated[float | None, typer.Option(help="US dollars the run may cost in all.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("-C", "--config", help="YAML file with any of these settings.")
 ]
 
 
@@ -54,25 +80,29 @@ def _main(
 @app.command()
 def run(
     context: typer.Context,
-    dataset: Annotated[
-        str | None, typer.Option(help="`sample`, or the path or URI of ingested shards.")
-    ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="Name of a card or a folder with one; repeatable, or a,b."),
-    ] = None,
-    attributes: Annotated[
-        str | None, typer.Option(help="Such as race,age. Default: what model and dataset share.")
-    ] = None,
-    output_dir: Annotated[
-        str | None, typer.Option(help="Becomes the run folder; a path or s3:// URI.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Of the dataset. Default: all.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Images; a seeded sample.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the sample.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="Default: each model's own.")] = None,
+    dataset: DatasetFlag = None,
+    model: ModelFlag = None,
+    attributes: AttributesFlag = None,
+    output_dir: OutputDir = None,
+    split: Split = None,
+    limit: Limit = None,
+    seed: Seed = None,
+    protocol: ProtocolFlag = None,
     engine: Annotated[str | None, typer.Option(help="Another engine than the card's.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Engines. Default: one per GPU.")] = None,
+    model_base_url: ModelBaseUrl = None,
+    allow_upload: Annotated[
+        bool | None,
+        typer.Option("--allow-upload", help="Pictures may be sent to a server, local ones too."),
+    ] = None,
+    max_connections: MaxConnections = None,
+    rpm: Rpm = None,
+    tpm: Tpm = None,
+    max_cost: MaxCost = None,
+    allow_unknown_price: Annotated[
+        bool | None,
+        typer.Option("--allow-unknown-price", help="Ask models whose price is not known."),
+    ] = None,
     include_path: IncludePath = None,
     ray_address: Annotated[
         str | None, typer.Option(help="Join this cluster instead of a Ray of the run's own.")
@@ -92,9 +122,7 @@ def run(
         typer.Option(help="Give up above so many failed requests; below 1 a fraction of all."),
     ] = None,
     score: Annotated[bool | None, typer.Option("--score/--no-score", help="At the end.")] = None,
-    config: Annotated[
-        Path | None, typer.Option("-C", "--config", help="YAML file with any of these settings.")
-    ] = None,
+    config: ConfigFile = None,
 ) -> None:
     """Ask models about the images of a dataset; the same command again continues.
 
@@ -103,13 +131,7 @@ def run(
     from jobs.config import resolve
     from jobs.run import run as ask
 
-    # A repeatable flag that was not given is an empty list, which must not override the file.
-    flags = {
-        name: value
-        for name, value in context.params.items()
-        if name != "config" and value not in (None, [], ())
-    }
-    resolved = resolve(flags, config)
+    resolved = resolve(_given(context), config)
     console = Console()
     try:
         folder = ask(resolved, console)
@@ -121,6 +143,32 @@ def run(
 
         score_run(folder.root.location, console)
     console.print(f"run folder: {folder.root.location}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def plan(
+    context: typer.Context,
+    dataset: DatasetFlag = None,
+    model: ModelFlag = None,
+    attributes: AttributesFlag = None,
+    output_dir: OutputDir = None,
+    split: Split = None,
+    limit: Limit = None,
+    seed: Seed = None,
+    protocol: ProtocolFlag = None,
+    include_path: IncludePath = None,
+    model_base_url: ModelBaseUrl = None,
+    max_connections: MaxConnections = None,
+    rpm: Rpm = None,
+    tpm: Tpm = None,
+    max_cost: MaxCost = None,
+    config: ConfigFile = None,
+) -> None:
+    """What `run` with these settings would ask, send and cost; nothing is sent or written."""
+    from jobs.config import resolve
+    from jobs.plan import plan as forecast
+
+    forecast(resolve(_given(context), config), Console())
 
 
 @app.command()
@@ -215,6 +263,15 @@ def ls(kind: Annotated[Kind, typer.Argument()], include_path: IncludePath = None
         typer.echo(f"{name:{width}}  {' '.join(described[kind](name).split())}")
 
 
+def _given(context: typer.Context) -> dict[str, Any]:
+    """The settings that were given; a repeatable flag that was not is an empty list."""
+    return {
+        name: value
+        for name, value in context.params.items()
+        if name != "config" and value not in (None, [], ())
+    }
+
+
 def _include(folders: list[Path] | None) -> None:
     for folder in folders or ():
         registry.include(folder)
@@ -226,7 +283,8 @@ def main() -> None:
         app()
     except FacescanError as error:
         typer.echo(f"facescan: {error}", err=True)
-        sys.exit(2 if isinstance(error, UsageError) else 4 if isinstance(error, MixingError) else 1)
+        codes = {UsageError: 2, RunStopped: 3, MixingError: 4}
+        sys.exit(next((code for kind, code in codes.items() if isinstance(error, kind)), 1))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,19 @@ class RunConfig(BaseSettings):
     include_path: Annotated[list[Path], NoDecode] = Field(default_factory=list)
     engine: str | None = None
     """Another engine than the model card's."""
+    model_base_url: str | None = None
+    """Another server than the card's, for models behind an API."""
+    allow_upload: bool = False
+    """Pictures may be sent to a server, one on this machine included."""
+    max_connections: int | None = Field(default=None, ge=1)
+    rpm: float | None = Field(default=None, gt=0)
+    """Requests per minute that the account allows."""
+    tpm: float | None = Field(default=None, gt=0)
+    """Tokens per minute that the account allows."""
+    max_cost: float | None = Field(default=None, gt=0)
+    """US dollars that the run may cost, all its commands together."""
+    allow_unknown_price: bool = False
+    """Ask models whose price is not known."""
     replicas: int | None = Field(default=None, ge=1)
     """Engine actors per model; None: one for each GPU (group), or one on a machine without."""
     ray_address: str | None = None

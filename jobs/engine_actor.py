@@ -17,11 +17,14 @@ import ray
 from facescan import images, registry
 from facescan.decoding import DecodePool
 from facescan.errors import (
+    AccessDenied,
     BadImage,
+    BudgetExhausted,
     EngineError,
     EngineUnavailable,
     FacescanError,
     MixingError,
+    QuotaExhausted,
     StorageError,
     UsageError,
 )
@@ -31,8 +34,10 @@ from facescan.run.journal import Journal
 from facescan.run.manifest import AnsweredBy
 from facescan.storage import Storage
 from facescan.types import Question, Reply, Request, request_id
+from jobs.account import Accounts
 from jobs.cluster import Share
 from serving import engine as engines
+from serving.account import NotAskedError
 from serving.engine import Engine, EngineSettings
 
 REPORT_SCHEMA = pa.schema(
@@ -47,7 +52,16 @@ REPORT_SCHEMA = pa.schema(
 
 FAILURES = {
     kind.__name__: kind
-    for kind in (EngineError, EngineUnavailable, MixingError, StorageError, UsageError)
+    for kind in (
+        AccessDenied,
+        BudgetExhausted,
+        EngineError,
+        EngineUnavailable,
+        MixingError,
+        QuotaExhausted,
+        StorageError,
+        UsageError,
+    )
 }
 """What an actor may end with, by name. Ray wraps exceptions until their type is lost, so an actor
 hands its reason over in a row."""
@@ -81,6 +95,7 @@ class Duty:
         session: of the command that is running; names the parts.
         include_path: folders of the user's own files.
         watch: handle of the `Watch`.
+        accounts: of the provider, where the engine sends requests to one.
     """
 
     leg: Leg
@@ -90,6 +105,7 @@ class Duty:
     session: str
     include_path: tuple[Any, ...]
     watch: Any
+    accounts: Accounts | None = None
 
 
 class EngineActor:
@@ -114,6 +130,7 @@ class EngineActor:
         self._uncounted = Counter[str]()
         self._beside = _Beside()
         self._stopped: asyncio.Future[None] | None = None
+        self._stop = asyncio.Event()
         try:
             self._start()
         except FacescanError as error:
@@ -124,14 +141,19 @@ class EngineActor:
         restarted, hopeless = ray.get(self._watch.started.remote(self._worker))
         if hopeless is not None:
             raise EngineError(hopeless)
+        account = None
+        if duty.accounts is not None:
+            account = duty.accounts.account(self._worker, self._stop)
         if restarted:
             self._on_disk = journal.answered_in(duty.replies, duty.session)
+            if duty.accounts is not None:
+                duty.accounts.forget(self._worker)
         for folder in duty.include_path:
             registry.include(folder)
         limits = duty.limits
         memory = max(1 << 30, _BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes)
         self._decoders = DecodePool(leg.share.cpus, memory_bytes=memory)
-        settings = EngineSettings(self._decoders, leg.share.gpus, leg.share.cpus)
+        settings = EngineSettings(self._decoders, leg.share.gpus, leg.share.cpus, account)
         module = engines.module(leg.card.engine)
         self._engine: Engine = module.load(leg.card, leg.checkpoint, settings)
         info = self._engine.info
@@ -170,7 +192,7 @@ class EngineActor:
         if self._stopped is None:
             # One call that waits for as long as this process lives, for all batches.
             self._stopped = asyncio.ensure_future(self._watch.until_stopped.remote())
-            self._stopped.add_done_callback(lambda _: self._journal.stop_joining())
+            self._stopped.add_done_callback(lambda _: self._end())
         regularly = asyncio.create_task(self._journal.keep_durable())
         asking = asyncio.create_task(self._ask(requests))
         try:
@@ -186,6 +208,10 @@ class EngineActor:
             # What could not be written is still waiting, and `_durable` says why.
             await asyncio.gather(regularly, asking, return_exceptions=True)
         await self._durable()
+
+    def _end(self) -> None:
+        self._stop.set()
+        self._journal.stop_joining()
 
     async def _ask(self, requests: Mapping[str, Request]) -> None:
         """Ask what is to be asked of these, as the watch says."""
@@ -239,6 +265,8 @@ class EngineActor:
             try:
                 await self._ask_engine([request])
                 await self._durable()
+            except NotAskedError:
+                return
             except BaseException:
                 failed.set()
                 raise

@@ -10,6 +10,7 @@ from facescan.models import Checkpoint, ModelCard
 from facescan.types import Question
 from jobs.config import RunConfig
 from serving import engine as engines
+from serving.engines import hosted
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,14 @@ def _of_model(config: RunConfig, name: str, label_sets: Mapping[str, str]) -> li
     card = models.load(name)
     if config.engine is not None:
         card = card.model_copy(update={"engine": config.engine})
+    if card.engine == hosted.NAME:
+        card = hosted.with_account(
+            card,
+            base_url=config.model_base_url,
+            rpm=config.rpm,
+            tpm=config.tpm,
+            connections=config.max_connections,
+        )
     engine = engines.module(card.engine)
     preprocessing = engine.preprocessing(card)
     protocol = protocols.load(config.protocol or card.protocol)
@@ -62,7 +71,7 @@ def _of_model(config: RunConfig, name: str, label_sets: Mapping[str, str]) -> li
     answers = [name for name in card.attributes if name in protocol.attributes]
     for attribute in _attributes(config.attributes, card, answers, label_sets):
         by_checkpoint.setdefault(card.checkpoint_for(attribute), []).append(attribute)
-    return [
+    made = [
         Pass(
             card,
             checkpoint,
@@ -72,6 +81,12 @@ def _of_model(config: RunConfig, name: str, label_sets: Mapping[str, str]) -> li
         )
         for checkpoint, names in by_checkpoint.items()
     ]
+    for question in (question for each in made for question in each.questions):
+        if (reason := engine.cannot_ask(card, question)) is not None:
+            raise UsageError(
+                f"model {card.name}, engine {card.engine}, protocol {protocol.name}: {reason}"
+            )
+    return made
 
 
 def _attributes(

@@ -32,6 +32,7 @@ from facescan.run.plan import Plan
 from facescan.run.selection import Selection
 from facescan.shards import Shards
 from facescan.storage import Storage
+from jobs.account import Accounts
 from jobs.engine_actor import FAILURES, Duty, EngineActor, Leg
 from jobs.watch import Watch
 
@@ -116,6 +117,7 @@ def answer(
     expected: AnsweredBy | None,
     object_store_bytes: int,
     watch: Any,
+    accounts: Accounts | None,
 ) -> Generator[Report, None, None]:
     """Ask what is open of a leg's questions; yields as batches are done.
 
@@ -129,10 +131,13 @@ def answer(
         expected: what answered these questions before, if anything did.
         object_store_bytes: bound on the images in Ray's object store.
         watch: from `start_watch`.
+        accounts: of the leg's provider, if it has one.
 
     Raises:
         MixingError: an engine runs other weights or with other numerics than `expected`.
         EngineError: an engine cannot start, or dies whatever it is asked.
+        RunStopped: the budget or the account's quota is used up.
+        AccessDenied: the provider refuses the key, or does not have the model.
         StorageError: replies cannot be written.
         DataError: a shard is gone or damaged.
     """
@@ -142,7 +147,9 @@ def answer(
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
         object_store_memory=object_store_bytes
     )
-    duty = Duty(leg, expected, work.limits, work.replies, work.session, work.include_path, watch)
+    duty = Duty(
+        leg, expected, work.limits, work.replies, work.session, work.include_path, watch, accounts
+    )
     try:
         with _stopping(watch):
             for table in _stream(work, plan, duty).iter_batches(

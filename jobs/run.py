@@ -23,7 +23,8 @@ from facescan.run.plan import Plan, plan
 from facescan.run.selection import sample
 from facescan.shards import Shards
 from facescan.storage import LocalStorage
-from jobs import cluster, pipeline, record
+from jobs import account, cluster, pipeline, record, uploads
+from jobs.account import Accounts
 from jobs.config import RunConfig
 from jobs.engine_actor import Leg
 from jobs.follow import Follower, Threshold
@@ -33,11 +34,13 @@ from jobs.pipeline import Work
 from jobs.progress import Progress
 from jobs.stop_signals import StopSignals, stoppable
 from serving import engine as engines
+from serving.engines import hosted
 
-_SAMPLE = "sample"
+SAMPLE = "sample"
 """The dataset that is generated into the run folder."""
 
-_SAMPLE_SIZE = 1_000
+SAMPLE_SIZE = 1_000
+"""Its pictures where no limit is given."""
 
 
 def run(config: RunConfig, console: Console) -> RunFolder:
@@ -52,6 +55,8 @@ def run(config: RunConfig, console: Console) -> RunFolder:
         MixingError: the folder holds answers asked under other settings (exit 4).
         EngineError: an engine cannot start or died for good; what was answered is kept (exit 1).
         TooManyFailures: more requests than allowed ended without an answer, or all did (exit 1).
+        AccessDenied: a provider refuses the key, or does not have the model (exit 1).
+        RunStopped: the budget or an account's quota is used up; can be continued (exit 3).
         StorageError: the run folder cannot be written; what is in it is whole (exit 1).
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; can be continued (exit 3).
     """
@@ -61,14 +66,15 @@ def run(config: RunConfig, console: Console) -> RunFolder:
         cluster.check(config.ray_address)
     folder = run_folder.startable(config.output_dir)
     with stoppable() as signals, _writing(folder):
-        if config.dataset == _SAMPLE:
+        if config.dataset == SAMPLE:
             _check_place_of_sample(folder)
-            config = config.model_copy(update={"limit": config.limit or _SAMPLE_SIZE})
-            planned, data = passes(config, datasets.load(_SAMPLE).label_sets), None
+            config = config.model_copy(update={"limit": config.limit or SAMPLE_SIZE})
+            planned, data = passes(config, datasets.load(SAMPLE).label_sets), None
         else:
             data = shards.open(config.dataset, config.split)
             planned = passes(config, data.label_sets)
             record.of(config, folder, data, planned)
+        uploads.check(config, planned, console)
         if not folder.is_run:
             # A new folder is not begun for what cannot run.
             _connect(config, planned, signals)
@@ -142,7 +148,7 @@ def _ask(run: _Run, planned: Sequence[Pass], console: Console) -> RunFolder:
     config, folder, data = run.config, run.folder, run.data
     work = Work(
         shards=data,
-        selection=sample(_image_ids(data), config.limit, config.seed),
+        selection=sample(image_ids(data), config.limit, config.seed),
         limits=config.limits(),
         replies=folder.replies,
         session=uuid.uuid4().hex[:8],
@@ -169,12 +175,13 @@ def _ask(run: _Run, planned: Sequence[Pass], console: Console) -> RunFolder:
                 watch = pipeline.start_watch()
                 with Follower(watch, progress, threshold, run.lease) as follower:
                     for leg, (_, its) in zip(legs, to_ask, strict=True):
-                        _answer(run, work, leg, its, watch, follower)
+                        accounts = _accounts(run, work, leg)
+                        _answer(run, work, leg, its, watch, accounts, follower)
             threshold.check_end(progress)
     finally:
         run.lease.check()
         journal.compact(folder.replies)
-        everything = sample(_image_ids(data), run.record.dataset.limit, config.seed)
+        everything = sample(image_ids(data), run.record.dataset.limit, config.seed)
         predictions.build(folder, data, everything, manifest.questions(run.record))
     return folder
 
@@ -194,17 +201,34 @@ def _announce(to_ask: Sequence[tuple[Pass, Plan]], console: Console) -> None:
             f"{each.card.name}: {its.requests:,} requests about {asked}; "
             f"protocol {each.questions[0].protocol}, engine {each.card.engine}",
             highlight=False,
+            soft_wrap=True,
         )
 
 
+def _accounts(run: _Run, work: Work, leg: Leg) -> Accounts | None:
+    """Of the leg's provider; None where its engine asks none."""
+    if leg.card.engine != hosted.NAME:
+        return None
+    money = account.ledger(run.folder.ledger, work.session, run.config.max_cost)
+    return Accounts(account.limiter(leg.card), money)
+
+
 def _answer(
-    run: _Run, work: Work, leg: Leg, open_requests: Plan, watch: Any, follower: Follower
+    run: _Run,
+    work: Work,
+    leg: Leg,
+    open_requests: Plan,
+    watch: Any,
+    accounts: Accounts | None,
+    follower: Follower,
 ) -> None:
     """One leg; two models are never loaded at the same time."""
     known = set[str]()
     expected = record.answered_by(manifest.read(run.folder), leg)
     with closing(
-        pipeline.answer(work, leg, open_requests, expected, run.config.object_store_bytes, watch)
+        pipeline.answer(
+            work, leg, open_requests, expected, run.config.object_store_bytes, watch, accounts
+        )
     ) as reports:
         for report in reports:
             follower.check()
@@ -216,8 +240,8 @@ def _answer(
 def _check_place_of_sample(folder: RunFolder) -> None:
     if not isinstance(folder.root, LocalStorage):
         raise UsageError(
-            f"--dataset {_SAMPLE} draws its faces into the run folder, which has to be on a disk, "
-            f"not at {folder.root.location}; draw them with `facescan ingest {_SAMPLE}` and give "
+            f"--dataset {SAMPLE} draws its faces into the run folder, which has to be on a disk, "
+            f"not at {folder.root.location}; draw them with `facescan ingest {SAMPLE}` and give "
             "that path as --dataset"
         )
 
@@ -227,14 +251,15 @@ def _generated(
 ) -> Shards:
     """The sample dataset, drawn into the run folder; more of it where more is asked for."""
     size = max(config.limit or 0, (known and known.dataset.limit) or 0)
-    place = Path(folder.root.location, "shards", f"{_SAMPLE}-{config.seed}-{size}")
+    place = Path(folder.root.location, "shards", f"{SAMPLE}-{config.seed}-{size}")
     if not (place / shards.MANIFEST).is_file():
-        ingest(_SAMPLE, place, console, size=size, seed=config.seed)
+        ingest(SAMPLE, place, console, size=size, seed=config.seed)
     data = shards.open(str(place), config.split)
     # A larger sample holds the smaller one unchanged, so a run may grow from one to the other.
-    return replace(data, digest=f"{_SAMPLE}:{__version__}:{config.seed}")
+    return replace(data, digest=f"{SAMPLE}:{__version__}:{config.seed}")
 
 
-def _image_ids(data: Shards) -> Iterator[str]:
+def image_ids(data: Shards) -> Iterator[str]:
+    """Of every row, in order."""
     for batch in data.labels():
         yield from map(str, batch.column("image_id").to_pylist())

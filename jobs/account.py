@@ -1,0 +1,132 @@
+"""Actors behind paid models: one limiter for an account on the cluster, one ledger for a run."""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from facescan.models import ModelCard
+from facescan.run.ledger import Ledger
+from facescan.storage import Storage
+from serving.account import Account, Queue
+from serving.engines import hosted
+from serving.limiter import Limiter, Limits, Told
+
+_NAMESPACE = "facescan"
+_CALLS_AT_ONCE = 10_000
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    """Handles of both actors, to be sent to engine actors."""
+
+    turns: Any
+    money: Any
+
+    def account(self, client: str, stop: asyncio.Event) -> Account:
+        """An engine's side of them."""
+        return Account(client, _Turns(self.turns), _Money(self.money), stop)
+
+    def forget(self, client: str) -> None:
+        """A client's process has died: its calls are in flight no more."""
+        self.turns.forget.remote(client)
+
+
+class _Queue(Queue):
+    def __init__(self, limits: Limits) -> None:
+        # Microseconds since 1970: above all numbers that this limiter gave before it died.
+        super().__init__(Limiter(limits, first_lease=time.time_ns() // 1_000))
+
+
+def limiter(card: ModelCard) -> Any:
+    """The limiter of a card's account and model, shared by all runs on the cluster.
+
+    It outlives the run that made it. When its process dies it starts again with nothing to give,
+    and what calls in flight tell it about turns that it does not know is ignored.
+    """
+    options = hosted.options(card)
+    limits = Limits(
+        options.limits.rpm, options.limits.tpm, options.limits.rpd, options.limits.connections
+    )
+    return (
+        ray.remote(_Queue)
+        .options(
+            name=f"limiter of {hosted.api_model(card)} for {options.account} at "
+            f"{hosted.server(options)}",
+            namespace=_NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_concurrency=_CALLS_AT_ONCE,
+            max_restarts=-1,
+            max_task_retries=-1,
+        )
+        .remote(limits)
+    )
+
+
+def ledger(storage: Storage, session: str, max_usd: float | None) -> Any:
+    """The ledger of a run, beside the driver, whose disk it writes to.
+
+    Raises:
+        DataError: what was spent before cannot be read.
+    """
+    Ledger(storage, session, max_usd)
+    here = ray.get_runtime_context().get_node_id()
+    return (
+        ray.remote(Ledger)
+        .options(
+            num_cpus=0,
+            max_concurrency=_CALLS_AT_ONCE,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+        )
+        .remote(storage, session, max_usd)
+    )
+
+
+async def _outcome(call: Awaitable[_Result]) -> _Result:
+    """What an actor returns, or raises: Ray wraps that."""
+    try:
+        return await call
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Turns:
+    """`serving.account.Turns` of an actor."""
+
+    actor: Any
+
+    async def acquire(self, client: str, tokens: int) -> int:
+        return await _outcome(self.actor.acquire.remote(client, tokens))
+
+    async def answered(self, turn: int, tokens: int | None, told: Told) -> None:
+        await _outcome(self.actor.answered.remote(turn, tokens, told))
+
+    async def limited(self, turn: int, retry_after: float | None, told: Told) -> None:
+        await _outcome(self.actor.limited.remote(turn, retry_after, told))
+
+    async def failed(self, turn: int) -> None:
+        await _outcome(self.actor.failed.remote(turn))
+
+
+@dataclass(frozen=True, slots=True)
+class _Money:
+    """`serving.account.Money` of an actor."""
+
+    actor: Any
+
+    async def reserve(self, usd: float) -> str:
+        return await _outcome(self.actor.reserve.remote(usd))
+
+    async def settle(self, number: str, usd: float) -> None:
+        await _outcome(self.actor.settle.remote(number, usd))

@@ -1,0 +1,47 @@
+"""What must be said before a picture is sent anywhere: that it may be, and what it may cost."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from facescan.errors import UsageError
+from jobs.config import RunConfig
+from jobs.passes import Pass
+from serving import estimate
+from serving.engines import hosted
+
+
+def check(config: RunConfig, planned: Sequence[Pass], console: Console) -> None:
+    """Whether pictures may be sent to the models of a run that are behind an API.
+
+    Names the provider's terms either way.
+
+    Raises:
+        UsageError: that was not allowed, or the price is not known and that was not allowed.
+        EngineUnavailable: there is no API key.
+    """
+    cards = {each.card.name: each.card for each in planned if each.card.engine == hosted.NAME}
+    for card in cards.values():
+        options = hosted.options(card)
+        where = f"model {card.name}: pictures are sent to {hosted.server(options)}"
+        if not config.allow_upload:
+            raise UsageError(
+                f"{where}, which needs --allow-upload. What it does with them: {options.retention}"
+            )
+        if estimate.price(options) is None:
+            _check_unknown_price(config, card.name)
+        hosted.key(options.api_key)
+        console.print(f"{where}. {options.retention}", highlight=False, soft_wrap=True)
+
+
+def _check_unknown_price(config: RunConfig, name: str) -> None:
+    if config.max_cost is not None:
+        raise UsageError(
+            f"model {name}: --max-cost {config.max_cost}: its price is not known, so nothing could "
+            "hold it to that; give a card with a `price`"
+        )
+    if not config.allow_unknown_price:
+        raise UsageError(
+            f"model {name}: its price is not known; give a card with a `price`, or "
+            "--allow-unknown-price"
+        )
