@@ -25,12 +25,13 @@ FOLDER_CARD = "facescan.yaml"
 
 
 class Checkpoint(BaseModel):
-    """Where weights come from: a Hugging Face repository or a local folder."""
+    """Where weights come from: a Hugging Face repository, a local folder, or somebody's API."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str
-    """Repository id, or a folder: `./name` beside the card's own file, or an absolute path."""
+    """Repository id, or a folder: `./name` beside the card's own file, or an absolute path; of a
+    hosted model what its API calls it."""
     revision: str | None = None
     """Commit or tag; None takes the repository's main branch. The commit loaded is recorded."""
     processor: str | None = None

@@ -49,6 +49,8 @@ def test_its_default_protocol_asks_all_it_answers(name: str) -> None:
 @EACH
 def test_its_checkpoint_is_a_repository_or_a_folder_that_is_there(name: str) -> None:
     card = models.load(name)
+    if card.engine == "hosted":
+        return  # what its API calls it
     for attribute in card.attributes:
         checkpoint = card.checkpoint_for(attribute)
         if checkpoint is not None:
