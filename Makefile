@@ -7,7 +7,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo       ask a tiny model about drawn faces, and score it'
+	@echo 'make demo       ask two tiny models about drawn faces, and score them'
 	@echo 'make test       everything that CI runs: check, then all tests'
 	@echo 'make test-fast  check, then the tests that take no vLLM engine and no cluster'
 	@echo 'make check      format, lint, types, import layers'
@@ -24,7 +24,7 @@ install:
 
 demo: install
 	$(BIN)/facescan doctor
-	$(BIN)/facescan run --dataset sample --limit 1000 --model tiny-paligemma \
+	$(BIN)/facescan run --dataset sample --limit 1000 --model tiny-paligemma,tiny-llava \
 	    --attributes race,gender,age,emotion --output-dir runs/demo
 
 check: install

@@ -13,7 +13,7 @@ from facescan.decoding import DecodePool
 from facescan.images import Limits, check
 from facescan.models import ModelCard
 from facescan.types import EncodedImage, Reply, Request, request_id
-from recipes import tiny_models, train_tiny_paligemma
+from recipes import tiny_models, train_tiny_llava, train_tiny_paligemma
 from recipes.tiny_models import Recipe
 from serving import engine
 from serving.engine import EngineSettings
@@ -26,8 +26,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:(torch|vllm|transformers)"),
 ]
 
-EACH = pytest.mark.parametrize("recipe", [train_tiny_paligemma.RECIPE], ids=lambda each: each.card)
-LEAST = {"tiny-paligemma": 0.97}
+EACH = pytest.mark.parametrize(
+    "recipe", [train_tiny_paligemma.RECIPE, train_tiny_llava.RECIPE], ids=lambda each: each.card
+)
+LEAST = {"tiny-paligemma": 0.97, "tiny-llava": 0.95}
 """Share of right answers to each question."""
 
 UNSEEN_SEED = 0
