@@ -47,14 +47,14 @@ class _Queue(Queue):
 def limiter(card: ModelCard) -> Any:
     """The limiter of a card's account and model, shared by all runs on the cluster.
 
-    It outlives the run that made it. When its process dies it starts again with nothing to give,
+    It outlives the run that made it, and keeps to the limits that were given last. When its process dies it starts again with nothing to give,
     and what calls in flight tell it about turns that it does not know is ignored.
     """
     options = hosted.options(card)
     limits = Limits(
         options.limits.rpm, options.limits.tpm, options.limits.rpd, options.limits.connections
     )
-    return (
+    queue = (
         ray.remote(_Queue)
         .options(
             name=f"limiter of {hosted.api_model(card)} for {options.account} at "
@@ -69,6 +69,8 @@ def limiter(card: ModelCard) -> Any:
         )
         .remote(limits)
     )
+    ray.get(queue.configure.remote(limits))
+    return queue
 
 
 def ledger(storage: Storage, session: str, max_usd: float | None) -> Any:

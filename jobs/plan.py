@@ -164,7 +164,7 @@ def _files(data: Shards) -> Iterator[tuple[bytes, str]]:
 
 
 def _describe(console: Console, options: HostedOptions, found: Forecast, requests: int) -> None:
-    _line(console, f"  sent to {hosted.server(options)}: {options.retention}")
+    _line(console, f"  sent to {hosted.server(options)}. {hosted.terms(options)}")
     _line(console, f"  tokens in {_count(found.tokens_in)}, out {_count(found.tokens_out)}")
     price = estimate.price(options)
     if found.usd is None or price is None:

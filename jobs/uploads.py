@@ -24,14 +24,13 @@ def check(config: RunConfig, planned: Sequence[Pass], console: Console) -> None:
     for card in cards.values():
         options = hosted.options(card)
         where = f"model {card.name}: pictures are sent to {hosted.server(options)}"
+        terms = hosted.terms(options)
         if not config.allow_upload:
-            raise UsageError(
-                f"{where}, which needs --allow-upload. What it does with them: {options.retention}"
-            )
+            raise UsageError(f"{where}, which needs --allow-upload. {terms}")
         if estimate.price(options) is None:
             _check_unknown_price(config, card.name)
         hosted.key(options.api_key)
-        console.print(f"{where}. {options.retention}", highlight=False, soft_wrap=True)
+        console.print(f"{where}. {terms}", highlight=False, soft_wrap=True)
 
 
 def _check_unknown_price(config: RunConfig, name: str) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from facescan.errors import QuotaExhausted
-from serving.limiter import Lease, Limiter, Told
+from serving.limiter import Lease, Limiter, Limits, Told
 
 LONGEST_WAIT_S = 120.0
 """A provider that wants a longer pause than this has a limit of the day, not of the minute."""
@@ -148,6 +148,11 @@ class Queue:
     async def failed(self, turn: int) -> None:
         """See `Turns`."""
         self._limiter.failed(Lease(turn), self._clock())
+        self._changed.set()
+
+    async def configure(self, limits: Limits) -> None:
+        """See `Limiter.configure`."""
+        self._limiter.configure(limits)
         self._changed.set()
 
     async def forget(self, client: str) -> None:

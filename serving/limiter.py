@@ -158,6 +158,10 @@ class _Quota:
         """The pace; None: there is no limit."""
         return None if self.limit is None else self.limit * self._share * PACE / 60
 
+    def configure(self, configured: float | None) -> None:
+        """The limit that somebody gives."""
+        self._configured = configured
+
     def hear(self, told: float | None) -> bool:
         """The provider has named its limit; whether that lowers it."""
         before = self.limit
@@ -309,6 +313,13 @@ class Limiter:
     def share(self) -> float:
         """The part of the limits per minute that the provider's 429s have left, of 1."""
         return self._share
+
+    def configure(self, limits: Limits) -> None:
+        """Limits as somebody else who joins the account gives them; what was learned stays."""
+        self._limits = limits
+        self._requests.configure(limits.requests_per_minute)
+        self._tokens.configure(limits.tokens_per_minute)
+        self._connections = min(self._connections, float(limits.connections))
 
     def resume(self, counted_today: int, history: Iterable[Change] = ()) -> None:
         """What others remember of the limiter before this one."""

@@ -65,17 +65,22 @@ def make_shards(tmp_path: Path) -> MakeShards:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """One Ray for all tests that need it, with two GPUs that exist on paper only."""
-    ray.init(
-        address="local",
-        num_cpus=4,
-        num_gpus=2,
-        include_dashboard=False,
-        object_store_memory=512 * 1024 * 1024,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
+    """One Ray for all tests that need it, with two GPUs that exist on paper only.
+
+    Its workers, and this process as long as it runs, have the key of `tests.provider`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", "test-key")
+        ray.init(
+            address="local",
+            num_cpus=4,
+            num_gpus=2,
+            include_dashboard=False,
+            object_store_memory=512 * 1024 * 1024,
+            log_to_driver=False,
+        )
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

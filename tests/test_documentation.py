@@ -2,12 +2,14 @@
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jobs import cli
 from tests.conftest import jpeg
+from tests.provider.running import Provider, provider_server
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,18 +31,28 @@ def commands(page: Path) -> list[str]:
     return [line for line in lines if line.startswith("facescan ") and not PLACEHOLDER.search(line)]
 
 
+@pytest.fixture(scope="module")
+def provider() -> Iterator[Provider]:
+    """Stands in for OpenAI."""
+    with provider_server() as running:
+        yield running
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda p: p.name)
 def test_the_commands_of_a_page_work_in_their_order(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: Provider
 ) -> None:
     (tmp_path / "photos").mkdir()
     for number in range(3):
         (tmp_path / "photos" / f"{number}.jpg").write_bytes(jpeg(number))
     monkeypatch.chdir(tmp_path)
+    stand_ins = STAND_INS | {
+        "--model gpt-4o": f"--model gpt-4o --model-base-url {provider.base_url}"
+    }
     for command in commands(page):
-        for original, stand_in in STAND_INS.items():
+        for original, stand_in in stand_ins.items():
             command = command.replace(original, stand_in)
         monkeypatch.setattr(sys, "argv", command.split())
         with pytest.raises(SystemExit) as ended:

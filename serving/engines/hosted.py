@@ -94,8 +94,9 @@ def with_account(
     said = {"rpm": rpm, "tpm": tpm, "connections": connections}
     given = {name: value for name, value in said.items() if value is not None}
     chosen["limits"] = cast(dict[str, Any], limits) | given
-    if base_url is not None:
-        chosen["base_url"] = base_url
+    if base_url is not None and base_url != chosen.get("base_url"):
+        # What the card says of retention is said of the card's own server.
+        chosen |= {"base_url": base_url, "retention": None}
     known = card.model_copy(update={"engine_options": chosen})
     if options(known).base_url is None:
         raise UsageError(f"model {card.name}: which server? Give --model-base-url")
@@ -143,6 +144,11 @@ def cannot_ask(card: ModelCard, question: Question) -> str | None:
 def server(chosen: HostedOptions) -> str:
     """Where pictures are sent: the host, with its port where that is given."""
     return urlsplit(chosen.base_url or "").netloc
+
+
+def terms(chosen: HostedOptions) -> str:
+    """What the provider says it does with what is sent to it, for people."""
+    return str(chosen.retention or "What it does with them is not known here.")
 
 
 def key(name: str | None) -> str | None:

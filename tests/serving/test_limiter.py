@@ -444,3 +444,11 @@ def test_history_keeps_the_last_changes() -> None:
         limiter.answered(call, second + 0.5, None, Told(limit_requests=6000 + second % 2))
     assert len(limiter.history) == 200
     assert limiter.history[-1].time == 299.5
+
+
+def test_limits_given_later_hold_from_then_on() -> None:
+    limiter = Limiter(Limits(requests_per_minute=6000, connections=64))
+    rounds(limiter, 5, 0.0)
+    limiter.configure(Limits(requests_per_minute=60, connections=2))
+    assert limiter.connections <= 2
+    assert len(leases(limiter, 600.0)) == 1
