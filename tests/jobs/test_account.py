@@ -1,0 +1,105 @@
+"""The actors behind paid models outlive their clients, and their own deaths."""
+
+import asyncio
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from facescan import models
+from facescan.errors import BudgetExhausted
+from facescan.run import ledger
+from facescan.storage import LocalStorage
+from jobs import account
+from jobs.account import Accounts
+from serving.account import Account
+from serving.engines import hosted
+from serving.limiter import Told
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+
+
+def limiter(name: str, **limits: Any) -> Any:
+    """The limiter of an account of that name."""
+    card = models.load("gpt-4o")
+    card = card.model_copy(update={"engine_options": card.engine_options | {"account": name}})
+    given = {"rpm": None, "tpm": None, "connections": None} | limits
+    return account.limiter(hosted.with_account(card, base_url=None, **given))
+
+
+@pytest.fixture
+def name() -> str:
+    return uuid.uuid4().hex
+
+
+@pytest.fixture
+def money(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(str(tmp_path / "ledger"))
+
+
+async def turns(of: Account, count: int) -> list[int]:
+    return [await of.turn(100) for _ in range(count)]
+
+
+def test_all_runs_of_an_account_share_one_limiter(name: str, money: LocalStorage) -> None:
+    async def both() -> None:
+        book = account.ledger(money, "s", None)
+        first, second = (
+            Accounts(limiter(name, connections=2), book).account(client, asyncio.Event())
+            for client in ("first", "second")
+        )
+        held = await turns(first, 2)
+        waiting = asyncio.create_task(second.turn(100))
+        done, _ = await asyncio.wait({waiting}, timeout=1.5)
+        assert not done
+        await first.turns.answered(held[0], 100, Told())
+        await asyncio.wait_for(waiting, 20)
+
+    asyncio.run(both())
+
+
+def test_turns_of_a_dead_client_are_free_again(name: str, money: LocalStorage) -> None:
+    async def survive() -> None:
+        accounts = Accounts(limiter(name, connections=2), account.ledger(money, "s", None))
+        await turns(accounts.account("dead", asyncio.Event()), 2)
+        accounts.forget("dead")
+        living = accounts.account("living", asyncio.Event())
+        await asyncio.wait_for(living.turn(100), 20)
+
+    asyncio.run(survive())
+
+
+def test_a_limiter_that_dies_starts_again_and_ignores_turns_of_before(
+    name: str, money: LocalStorage
+) -> None:
+    async def survive() -> None:
+        handle = limiter(name, connections=2)
+        mine = Accounts(handle, account.ledger(money, "s", None)).account("a", asyncio.Event())
+        before = await turns(mine, 2)
+        ray.kill(handle, no_restart=False)
+        after = await asyncio.wait_for(turns(mine, 2), 60)
+        assert min(after) > max(before)
+        for turn in before:
+            await mine.turns.answered(turn, 100, Told())
+        waiting = asyncio.create_task(mine.turn(100))
+        done, _ = await asyncio.wait({waiting}, timeout=1.5)
+        assert not done
+        waiting.cancel()
+
+    asyncio.run(survive())
+
+
+def test_a_ledger_that_dies_has_lost_nothing(money: LocalStorage, name: str) -> None:
+    async def survive() -> None:
+        handle = account.ledger(money, "s", 1.0)
+        mine = Accounts(limiter(name), handle).account("a", asyncio.Event())
+        first = await mine.money.reserve(0.5)
+        ray.kill(handle, no_restart=False)
+        await mine.money.settle(first, 0.25)
+        assert ledger.spent(money).total_usd == 0.25
+        with pytest.raises(BudgetExhausted):
+            await mine.money.reserve(0.80)
+
+    asyncio.run(survive())
