@@ -47,8 +47,9 @@ class _Queue(Queue):
 def limiter(card: ModelCard) -> Any:
     """The limiter of a card's account and model, shared by all runs on the cluster.
 
-    It outlives the run that made it, and keeps to the limits that were given last. When its process dies it starts again with nothing to give,
-    and what calls in flight tell it about turns that it does not know is ignored.
+    It outlives the run that made it, and keeps to the limits that were given last. When its process
+    dies it starts again with nothing to give, and what calls in flight tell it about turns that it
+    does not know is ignored.
     """
     options = hosted.options(card)
     limits = Limits(

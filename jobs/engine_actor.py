@@ -269,6 +269,8 @@ class EngineActor:
                 return
             except BaseException:
                 failed.set()
+                # Those that wait for their turn are not to be asked any more.
+                self._stop.set()
                 raise
 
     async def _ask_engine(self, requests: Sequence[Request]) -> None:

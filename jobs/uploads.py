@@ -1,6 +1,7 @@
 """What must be said before a picture is sent anywhere: that it may be, and what it may cost."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 
 from rich.console import Console
 
@@ -9,6 +10,8 @@ from jobs.config import RunConfig
 from jobs.passes import Pass
 from serving import estimate
 from serving.engines import hosted
+
+_SOON = timedelta(days=60)
 
 
 def check(config: RunConfig, planned: Sequence[Pass], console: Console) -> None:
@@ -31,6 +34,13 @@ def check(config: RunConfig, planned: Sequence[Pass], console: Console) -> None:
             _check_unknown_price(config, card.name)
         hosted.key(options.api_key)
         console.print(f"{where}. {terms}", highlight=False, soft_wrap=True)
+        today = datetime.now(UTC).date()
+        if options.shutdown is not None and options.shutdown - today <= _SOON:
+            console.print(
+                f"model {card.name}: its provider serves it until {options.shutdown}",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def _check_unknown_price(config: RunConfig, name: str) -> None:

@@ -10,6 +10,7 @@ API knows the model by.
 """
 
 import asyncio
+import logging
 import os
 import random
 import time
@@ -51,6 +52,13 @@ _BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 60.0
 _FREE_RETRIES = 100
 _RETRIES_PER_ANSWER = 2.0
 """A provider that fails more often than this is not tried further: the run stops."""
+
+_OPENS_AFTER = 20
+"""Failures in a row, without a sign of life, after which calls are tried one at a time: an outage
+is waited for, not turned into errors."""
+
+_OUTAGE_S = 900.0
+"""Without a sign of life for so long the run stops."""
 
 _ASKED_ONCE = {Verdict.ANSWER, Verdict.REFUSED, Verdict.BLOCKED}
 
@@ -232,7 +240,12 @@ class HostedEngine:
             max_retries=0,
             timeout=self._options.timeout_s,
         )
-        self._answers = self._retries = 0
+        # As some of OPENAI_LOG's levels would have it, every picture would be in the log.
+        for name in ("openai", "httpx2", "httpcore2"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._answers = self._retries = self._failures = 0
+        self._alive = time.monotonic()
+        self._trial = asyncio.Lock()
 
     async def answer(self, requests: Sequence[Request]) -> AsyncIterator[Reply]:
         """One call for each request, side by side.
@@ -266,7 +279,7 @@ class HostedEngine:
         most = estimate.at_most(self._options, request.question, size)
         attempts = _Attempts(began)
         while True:
-            reading = await self._attempt(body, most, attempts)
+            reading = await self._when_alive(body, most, attempts)
             if reading.verdict in _ASKED_ONCE:
                 self._answers += 1
                 return self._reply(request, reading, attempts)
@@ -274,6 +287,26 @@ class HostedEngine:
                 return self._failed(request, reading, attempts)
             self._check_retries(reading)
             await self._account.pause(attempts.pause())
+
+    async def _when_alive(self, body: dict[str, Any], most: Most, attempts: _Attempts) -> Reading:
+        """One call; as long as the provider seems dead nobody else makes one meanwhile."""
+        if self._failures >= _OPENS_AFTER:
+            async with self._trial:
+                if self._failures >= _OPENS_AFTER:
+                    self._stop_after_outage()
+                    beyond = self._failures - _OPENS_AFTER
+                    longest = min(_LONGEST_BACKOFF_S, _BACKOFF_S * 2 ** min(beyond, 10))
+                    await self._account.pause(random.uniform(longest / 2, longest))
+                    return await self._attempt(body, most, attempts)
+        return await self._attempt(body, most, attempts)
+
+    def _stop_after_outage(self) -> None:
+        silence = time.monotonic() - self._alive
+        if silence > _OUTAGE_S:
+            raise QuotaExhausted(
+                f"{server(self._options)}: {self._failures} calls in a row failed, for "
+                f"{silence / 60:.0f} minutes"
+            )
 
     async def _attempt(self, body: dict[str, Any], most: Most, attempts: _Attempts) -> Reading:
         """One call, when it may be made; what it was is told to the limiter and the ledger.
@@ -291,6 +324,10 @@ class HostedEngine:
         attempts.made += 1
         cost = self._cost(reading, most)
         attempts.usd += cost
+        if reading.verdict in (Verdict.TRANSIENT, Verdict.MALFORMED):
+            self._failures += 1
+        else:
+            self._failures, self._alive = 0, time.monotonic()
         await self._tell(turn, reading)
         await account.money.settle(number, cost)
         self._stop_for(reading)
