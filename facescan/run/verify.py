@@ -13,13 +13,14 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, cast
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from facescan import shards
 from facescan.errors import DataError
-from facescan.run import journal, manifest, predictions
+from facescan.run import journal, ledger, manifest, predictions
 from facescan.run.folder import LEASE, RunFolder
 from facescan.run.lease import Holder
 from facescan.run.manifest import Manifest
@@ -30,6 +31,9 @@ from facescan.storage import LocalStorage, Storage
 from facescan.types import Question, request_id
 
 AGAIN = "the same `facescan run` command again"
+
+_ROUNDING_USD = 1e-6
+"""Of sums of many floats."""
 
 _GENERATED = "sample:"
 """Begins the recorded digest of a dataset that was drawn into the run folder."""
@@ -48,7 +52,8 @@ _UNASKED = "SELECT request_id FROM replied ANTI JOIN wanted USING (request_id)"
 _DONE = """
     SELECT count(*), count(*) FILTER (answered) FROM wanted JOIN replied USING (request_id)
 """
-_REPLY_COLUMNS = ("request_id", "error_kind")
+_COST = "SELECT coalesce(sum(cost_usd), 0) FROM replies"
+_REPLY_COLUMNS = ("request_id", "error_kind", "cost_usd")
 
 _ROW = ("dataset", "split", "image_id", "person")
 """What tells the rows of one prediction file apart."""
@@ -124,6 +129,8 @@ def checks(folder: RunFolder, now: datetime) -> Iterator[Check]:
             rows = journal.reader(folder.replies, replies.names, _REPLY_COLUMNS)
             _load(connection, "replies", rows.schema, rows)
             yield _keys(connection, replies)
+            if folder.ledger.names():
+                yield _ledger(folder, connection)
         record, combinations = _manifest(folder)
         yield combinations
         if record is not None:
@@ -140,6 +147,28 @@ def checks(folder: RunFolder, now: datetime) -> Iterator[Check]:
         yield Check("predictions", None, notes=(note,))
     else:
         yield _predictions(folder, asked)
+
+
+def _ledger(folder: RunFolder, connection: duckdb.DuckDBPyConnection) -> Check:
+    """Whether the ledger accounts for what the replies say they have cost."""
+    try:
+        spent = ledger.spent(folder.ledger)
+    except DataError as error:
+        return Check("ledger", None, (str(error),))
+    found = f"${spent.settled_usd:,.4f} for {spent.calls:,} calls"
+    notes: tuple[str, ...] = ()
+    if spent.unknown:
+        notes = (
+            f"${spent.reserved_usd:,.4f} more for {spent.unknown:,} calls that were in flight when "
+            "a command ended: nobody can say whether they were billed",
+        )
+    (cost,) = connection.execute(_COST).fetchall()[0]
+    if cost > spent.total_usd + _ROUNDING_USD:
+        fault = (
+            f"the replies have cost ${cost:,.4f}, more than the ledger's ${spent.total_usd:,.4f}"
+        )
+        return Check("ledger", found, (fault,), notes)
+    return Check("ledger", found, notes=notes)
 
 
 def _lease(folder: RunFolder, now: datetime) -> tuple[bool, Check]:

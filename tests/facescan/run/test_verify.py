@@ -4,6 +4,7 @@ import asyncio
 import random
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from facescan import shards
 from facescan.run import journal, manifest, predictions, verify
 from facescan.run.folder import LEASE, RunFolder, existing
 from facescan.run.lease import Holder, hold
+from facescan.run.ledger import Ledger, Session
 from facescan.run.manifest import Combination, DatasetRecord, Manifest
 from facescan.run.selection import Selection, sample
 from facescan.run.verify import Check
@@ -168,6 +170,27 @@ def test_an_intact_run_passes_and_is_left_as_it_was(make_run: Callable[..., RunF
     assert found["requests"].found.startswith(f"asked: {2 * distinct}; ")
     assert found["predictions"].found == "rows: 24, in files: 2"
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_a_ledger_that_accounts_for_less_than_the_replies_cost_is_a_fault(
+    make_run: Callable[..., RunFolder],
+) -> None:
+    folder = make_run()
+    paid = replace(reply("0" * 32), cost_usd=0.5)
+    write_part(folder, "second", [paid])
+    book = Ledger(folder.ledger, "second")
+    asyncio.run(book.reserve(0.5))
+    found = checked(folder)["ledger"]
+    assert not found.faults
+    assert "1 calls that were in flight" in found.notes[0]
+    folder.ledger.write(
+        "second.json", Session(settled_usd=0.25, calls=1).model_dump_json().encode()
+    )
+    assert (
+        "have cost $0.5000, more than the ledger's $0.2500" in checked(folder)["ledger"].faults[0]
+    )
+    folder.ledger.write("second.json", b"{")
+    assert "damaged" in checked(folder)["ledger"].faults[0]
 
 
 def test_protocols_that_ask_the_same_share_their_replies(
