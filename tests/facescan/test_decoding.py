@@ -97,7 +97,7 @@ def test_a_pool_decodes_what_this_process_decodes(
     assert len(found) == 70
     for picture, pixels in zip(pictures, found, strict=True):
         assert same(pixels, picture, size)
-        assert pixels.flags.writeable  # type: ignore[union-attr]
+        assert pixels.flags.writeable  # type: ignore[union-attr] # `same` has seen pixels
 
 
 def test_pixels_are_freed_with_their_last_user_not_by_the_garbage_collector(

@@ -371,7 +371,7 @@ class _Loud(pa.ExtensionType):
 def test_extension_types_are_refused_before_arrow_interprets_them(
     tmp_path: Path, wrap: Any
 ) -> None:
-    pa.register_extension_type(_Loud(pa.int64()))  # type: ignore[arg-type]
+    pa.register_extension_type(_Loud(pa.int64()))  # type: ignore[arg-type] # stubs want another
     try:
         folder = write(tmp_path / "a", [row(1)])
         column = wrap(pa.array([None], _Loud(pa.int64())))

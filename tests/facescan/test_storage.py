@@ -169,7 +169,7 @@ def _add_fifty(folder: Storage) -> None:
 
 def test_a_pickled_folder_is_the_same_folder(folder: Storage) -> None:
     folder.write("a", b"one")
-    copy = pickle.loads(pickle.dumps(folder))  # noqa: S301
+    copy = pickle.loads(pickle.dumps(folder))  # noqa: S301 - made on the line itself
     assert copy == folder
     assert copy.read("a") == b"one"
 

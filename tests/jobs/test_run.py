@@ -188,7 +188,8 @@ def test_a_changed_prompt_of_a_known_combination_is_refused_by_name(
         "include_path": [protocol.parents[1]],
     }
     answered(tmp_path / "run", **flags)
-    wording["attributes"]["race"]["question"] = "Which race? {labels}"  # type: ignore[index]
+    race = wording["attributes"]["race"]  # type: ignore[index] # YAML: any value
+    race["question"] = "Which race? {labels}"
     (protocol.parent / "short.yaml").write_text(yaml.safe_dump(wording))
     from facescan import protocols
 

@@ -252,7 +252,7 @@ def test_calls_overlap_and_may_be_abandoned(served: Served) -> None:
     async def first(requests: list[Request]) -> Reply:
         replies = served.engine.answer(requests)
         async for reply in replies:
-            await replies.aclose()  # type: ignore[attr-defined]
+            await replies.aclose()  # type: ignore[attr-defined] # a generator
             return reply
         raise AssertionError("no reply")
 

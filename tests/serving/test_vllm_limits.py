@@ -103,7 +103,7 @@ def test_a_dead_engine_raises_and_stays_dead(small: Small, monkeypatch: pytest.M
     def fail() -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(small.engine._core._llm, "step", fail)  # type: ignore[attr-defined]
+    monkeypatch.setattr(small.engine._core._llm, "step", fail)  # type: ignore[attr-defined] # of VllmEngine
     for _ in range(2):
         with pytest.raises(EngineError, match="out of memory"):
             small.ask(replace(LONG, identity="after"))

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -404,7 +405,7 @@ def test_an_outcome_that_is_not_what_became_of_the_request_is_found(
     wrong = [number for number, each in enumerate(rows) if each != outcome]
     assert {"pending", "engine_error", "answered"} <= set(rows)
     for number in wrong:
-        alter(path, lambda table, row=number: with_cell(table, "outcome", outcome, row))  # type: ignore[misc]
+        alter(path, partial(with_cell, column="outcome", value=outcome, row=number))
     (fault,) = faults(folder)["predictions"]
     assert fault.startswith(f"{RACE}: rows with another outcome: {len(wrong)} (image-")
     assert f": '{outcome}', expected '{rows[wrong[0]]}'" in fault

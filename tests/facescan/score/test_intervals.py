@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binom, binomtest  # type: ignore[import-untyped]
+from scipy.stats import binom, binomtest  # type: ignore[import-untyped] # has no types
 
 from facescan.score.intervals import Rate, rate
 

@@ -148,7 +148,7 @@ def _writing(function: Any) -> Any:
 def _parquet(module: Any) -> None:
     written: Any = module.ParquetWriter
 
-    class ParquetWriter(written):  # type: ignore[misc]
+    class ParquetWriter(written):  # type: ignore[misc] # a base that is only known when it runs
         def __init__(self, where: Any, *args: Any, **kwargs: Any) -> None:
             self._faulty = isinstance(where, (str, os.PathLike))
             self._where = where
@@ -222,4 +222,5 @@ if _FAULT:
             os.supports_dir_fd.add(_new)
         setattr(os, _name, _new)
     io.open = _opening(io.open)
+    # An assignment would be a type error.
     setattr(pathlib.Path, "write_bytes", _writing(pathlib.Path.write_bytes))  # noqa: B010
