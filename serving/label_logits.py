@@ -5,14 +5,14 @@ greedily over their trie (`choice`); offered one it is led along it (`score`). v
 log-probabilities it reports before logits processors run, so they are the model's own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch  # noqa: TID253  # vLLM imports this module in the process that samples
 from vllm.sampling_params import SamplingParams  # noqa: TID253
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor  # noqa: TID253
 
-from serving.label_tokens import SEQUENCES
+from serving.label_tokens import SEQUENCES, allowed
 
 
 class LabelLogits(AdapterLogitsProcessor):  # type: ignore[misc] # untyped
@@ -51,14 +51,3 @@ class LabelLogits(AdapterLogitsProcessor):  # type: ignore[misc] # untyped
             index = torch.tensor(tokens, dtype=torch.long, device=self._device)
             self._indices[tokens] = index
         return index
-
-
-def allowed(sequences: Sequence[Sequence[int]], output_ids: list[int]) -> tuple[int, ...]:
-    """The tokens with which some sequence goes on after `output_ids`, ascending."""
-    length = len(output_ids)
-    following = {
-        sequence[length]
-        for sequence in sequences
-        if len(sequence) > length and list(sequence[:length]) == output_ids
-    }
-    return tuple(sorted(following))

@@ -73,7 +73,6 @@ class PaliGemmaForm:
 
     def __init__(self, weights: Weights) -> None:
         from transformers import AutoProcessor
-        from vllm.multimodal.inputs import MultiModalBatchedField, PlaceholderRange
 
         self.vllm_arguments: dict[str, Any] = {
             "hf_overrides": paligemma.HF_OVERRIDES,
@@ -89,9 +88,8 @@ class PaliGemmaForm:
         self.size: tuple[int, int] | None = (side, side)
         self._blank = np.zeros((side, side, 3), np.uint8)
         self.end_tokens: tuple[int, ...] = (int(self._processor.tokenizer.eos_token_id),)
-        self._image_span = PlaceholderRange(0, int(self._processor.image_seq_length))
-        self._image_field = MultiModalBatchedField()
-        self.max_model_len = self._image_span.length + _TEXT_ROOM
+        self._image_tokens = int(self._processor.image_seq_length)
+        self.max_model_len = self._image_tokens + _TEXT_ROOM
         self.max_num_seqs = 512
         self._check_pixels()
 
@@ -133,18 +131,20 @@ class PaliGemmaForm:
         """See `PromptForm`; uint8 pixels are all that `serving.paligemma_model` needs."""
         import torch
         from vllm.multimodal.inputs import (
+            MultiModalBatchedField,
             MultiModalFieldElem,
             MultiModalKwargsItem,
             MultiModalKwargsItems,
+            PlaceholderRange,
         )
 
-        element = MultiModalFieldElem(data=torch.from_numpy(pixels), field=self._image_field)
+        element = MultiModalFieldElem(data=torch.from_numpy(pixels), field=MultiModalBatchedField())
         item = MultiModalKwargsItem({"pixel_values": element})
         picture = {
             "type": "multimodal",
             "mm_kwargs": MultiModalKwargsItems({"image": [item]}),
             "mm_hashes": {"image": [sha256]},
-            "mm_placeholders": {"image": [self._image_span]},
+            "mm_placeholders": {"image": [PlaceholderRange(0, self._image_tokens)]},
         }
         return [picture | {"prompt_token_ids": tokens} for tokens in prompts]
 
