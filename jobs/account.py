@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,12 +13,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from facescan.models import ModelCard
 from facescan.run.ledger import Ledger
 from facescan.storage import Storage
-from serving.account import Account, Queue
+from serving.account import Account, ForgottenError, Queue
 from serving.engines import hosted
 from serving.limiter import Limiter, Limits, Told
 
 _NAMESPACE = "facescan"
 _CALLS_AT_ONCE = 10_000
+
+_BEAT_S, _SILENCE_S = 5.0, 30.0
+"""How often a client says that it lives, and after how long without that it is dead. Ray runs what
+a dead process has asked of an actor, and tells the actor nothing."""
 
 _Result = TypeVar("_Result")
 
@@ -31,17 +36,19 @@ class Accounts:
 
     def account(self, client: str, stop: asyncio.Event) -> Account:
         """An engine's side of them."""
-        return Account(client, _Turns(self.turns), _Money(self.money), stop)
+        return Account(client, _Turns(self.turns), _Money(self.money, client), stop)
 
     def forget(self, client: str) -> None:
         """A client's process has died: its calls are in flight no more."""
         self.turns.forget.remote(client)
+        self.money.forget.remote(client)
 
 
 class _Queue(Queue):
     def __init__(self, limits: Limits) -> None:
         # Microseconds since 1970: above all numbers that this limiter gave before it died.
-        super().__init__(Limiter(limits, first_lease=time.time_ns() // 1_000))
+        first = time.time_ns() // 1_000
+        super().__init__(Limiter(limits, first_lease=first), silence_s=_SILENCE_S)
 
 
 def limiter(card: ModelCard) -> Any:
@@ -103,14 +110,24 @@ async def _outcome(call: Awaitable[_Result]) -> _Result:
         raise error.cause from None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Turns:
-    """`serving.account.Turns` of an actor."""
+    """`serving.account.Turns` of an actor, which hears from this process while it lives."""
 
     actor: Any
+    _beats: asyncio.Task[None] | None = None
 
     async def acquire(self, client: str, tokens: int) -> int:
-        return await _outcome(self.actor.acquire.remote(client, tokens))
+        if self._beats is None:
+            self._beats = asyncio.create_task(self._beat(client))
+        while True:
+            with suppress(ForgottenError):
+                return await _outcome(self.actor.acquire.remote(client, tokens))
+
+    async def _beat(self, client: str) -> None:
+        while True:
+            await asyncio.sleep(_BEAT_S)
+            self.actor.alive.remote(client)
 
     async def answered(self, turn: int, tokens: int | None, told: Told) -> None:
         await _outcome(self.actor.answered.remote(turn, tokens, told))
@@ -127,9 +144,10 @@ class _Money:
     """`serving.account.Money` of an actor."""
 
     actor: Any
+    client: str
 
     async def reserve(self, usd: float) -> str:
-        return await _outcome(self.actor.reserve.remote(usd))
+        return await _outcome(self.actor.reserve.remote(usd, self.client))
 
     async def settle(self, number: str, usd: float) -> None:
         await _outcome(self.actor.settle.remote(number, usd))

@@ -11,6 +11,7 @@ they are what an engine sees of them.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -65,6 +66,10 @@ class NotAskedError(Exception):
     """The engine was told to stop before the request was asked; it stays open."""
 
 
+class ForgottenError(Exception):
+    """Who waits for a turn was taken for dead; if it lives, it asks again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """One engine's side of an account.
@@ -112,19 +117,49 @@ class Account:
             stopped.cancel()
 
 
-class Queue:
-    """`Turns` of a limiter in the same process: who comes first is served first."""
+@dataclass(slots=True, eq=False)
+class _Client:
+    """One life of a client: when it was last heard of."""
 
-    def __init__(self, limiter: Limiter, clock: Callable[[], float] = time.monotonic) -> None:
+    heard: float
+
+
+class Queue:
+    """`Turns` of a limiter in the same process: who comes first is served first.
+
+    What a dead client waits for must not be given to it: nobody would give that back for minutes.
+
+    Args:
+        limiter: of the account.
+        clock: in seconds.
+        silence_s: a client that was not heard of for so long is dead.
+    """
+
+    def __init__(
+        self,
+        limiter: Limiter,
+        clock: Callable[[], float] = time.monotonic,
+        silence_s: float = math.inf,
+    ) -> None:
         self._limiter = limiter
         self._clock = clock
+        self._silence = silence_s
+        self._clients: dict[str, _Client] = {}
         self._first = asyncio.Lock()
         self._changed = asyncio.Event()
 
     async def acquire(self, client: str, tokens: int) -> int:
-        """See `Turns`."""
+        """See `Turns`.
+
+        Raises:
+            ForgottenError: the client has died, or was silent, since it asked.
+        """
+        life = self._hear(client)
         async with self._first:
             while True:
+                self._forget_silent()
+                if self._clients.get(client) is not life:
+                    raise ForgottenError
                 self._changed.clear()
                 said = self._limiter.ask(client, tokens, self._clock())
                 if isinstance(said, Lease):
@@ -155,10 +190,28 @@ class Queue:
         self._limiter.configure(limits)
         self._changed.set()
 
+    async def alive(self, client: str) -> None:
+        """A client that says nothing else has not died."""
+        self._hear(client)
+
     async def forget(self, client: str) -> None:
-        """A client has died: its calls will not come back."""
+        """A client has died: its calls will not come back, and what it waits for is not given."""
+        self._forget(client)
+
+    def _hear(self, client: str) -> _Client:
+        known = self._clients.setdefault(client, _Client(0.0))
+        known.heard = self._clock()
+        return known
+
+    def _forget(self, client: str) -> None:
+        self._clients.pop(client, None)
         self._limiter.forget(client, self._clock())
         self._changed.set()
+
+    def _forget_silent(self) -> None:
+        long_ago = self._clock() - self._silence
+        for client in [name for name, life in self._clients.items() if life.heard < long_ago]:
+            self._forget(client)
 
 
 async def _at_most(seconds: float, event: Awaitable[object]) -> None:

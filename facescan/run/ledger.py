@@ -9,6 +9,7 @@ nobody can say whether those were billed.
 """
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -103,7 +104,9 @@ class Ledger:
             # This process was started again. What was in flight then may have been billed.
             self._session = Session.model_validate_json(storage.read(self._name))
             self._before -= self._session.total_usd
-        self._own = set[str]()
+        # Calls that will be settled, and by whom.
+        self._own: dict[str, str] = {}
+        self._deaths = Counter[str]()
         self._next = len(self._session.in_flight) + self._session.calls
         self._changes = self._written = 0
         self._writing = asyncio.Lock()
@@ -114,17 +117,27 @@ class Ledger:
         """What the run has spent and may have spent so far."""
         return self._before + self._session.total_usd
 
-    async def reserve(self, usd: float) -> str:
+    async def reserve(self, usd: float, client: str = "") -> str:
         """Set aside the most that a call can cost; returns its number when that is durable.
 
         Waits where calls in flight may turn out cheap enough to leave room for it.
 
+        Args:
+            usd: the most that it can cost.
+            client: who will settle it.
+
         Raises:
-            BudgetExhausted: there is no room for it, however cheap those turn out.
+            BudgetExhausted: there is no room for it, however cheap those turn out, or the client
+                has died while it waited.
             OSError: it could not be written; the call must not be made.
         """
         async with self._settled:
-            await self._settled.wait_for(lambda: self._fits(usd) or not self._own)
+            deaths = self._deaths[client]
+            await self._settled.wait_for(
+                lambda: self._fits(usd) or not self._own or self._deaths[client] > deaths
+            )
+            if self._deaths[client] > deaths:
+                raise BudgetExhausted(f"client {client} has died; nothing is reserved for it")
             if not self._fits(usd):
                 raise BudgetExhausted(
                     f"${self.total_usd:.4f} of the ${self._max:.2f} of --max-cost are spent or may "
@@ -132,7 +145,7 @@ class Ledger:
                 )
             number = str(self._next)
             self._next += 1
-            self._own.add(number)
+            self._own[number] = client
             self._session.in_flight[number] = usd
             self._changes += 1
         await self._durable()
@@ -147,7 +160,7 @@ class Ledger:
             OSError: it could not be written; the reservation stands.
         """
         async with self._settled:
-            self._own.discard(number)
+            self._own.pop(number, None)
             if self._session.in_flight.pop(number, None) is None:
                 return
             self._session.settled_usd += usd
@@ -155,6 +168,13 @@ class Ledger:
             self._changes += 1
             self._settled.notify_all()
         await self._durable()
+
+    async def forget(self, client: str) -> None:
+        """A client has died. What it had in flight stays reserved, and is not waited for."""
+        async with self._settled:
+            self._deaths[client] += 1
+            self._own = {number: whose for number, whose in self._own.items() if whose != client}
+            self._settled.notify_all()
 
     def _fits(self, usd: float) -> bool:
         return self._max is None or self.total_usd + usd <= self._max

@@ -84,6 +84,23 @@ async def test_a_call_that_cannot_fit_any_more_is_refused_with_the_figures(
         await second
 
 
+async def test_a_dead_client_is_not_waited_for_and_what_it_had_in_flight_stays(
+    folder: LocalStorage,
+) -> None:
+    book = Ledger(folder, "one", 1.0)
+    await book.reserve(0.75, "dead")
+    waiting = [asyncio.create_task(book.reserve(0.5, whose)) for whose in ("dead", "living")]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    await book.forget("dead")
+    with pytest.raises(BudgetExhausted, match="client dead has died"):
+        await waiting[0]
+    with pytest.raises(BudgetExhausted, match=r"\$0.7500 of the \$1.00"):
+        await waiting[1]
+    assert ledger.spent(folder).unknown == 1
+    await book.reserve(0.25, "dead")
+
+
 async def test_no_order_of_calls_spends_more_than_the_budget(folder: LocalStorage) -> None:
     book = Ledger(folder, "one", 1.0)
     billed = 0.0
