@@ -103,6 +103,10 @@ def run(
         bool | None,
         typer.Option("--allow-unknown-price", help="Ask models whose price is not known."),
     ] = None,
+    batch: Annotated[
+        bool | None,
+        typer.Option("--batch", help="Through the provider's Batch API: cheaper, within a day."),
+    ] = None,
     include_path: IncludePath = None,
     ray_address: Annotated[
         str | None, typer.Option(help="Join this cluster instead of a Ray of the run's own.")
@@ -206,6 +210,22 @@ def ingest(
         seed=seed,
         allow_missing=allow_missing,
     )
+
+
+@app.command()
+def abort(
+    run: Annotated[str, typer.Argument(help="A run folder; a path or a URI.")],
+    include_path: IncludePath = None,
+) -> None:
+    """Cancel a run's batches at the provider, keep what was answered, delete what was uploaded."""
+    from jobs.abort import abort as cancel
+
+    _include(include_path)
+    try:
+        cancel(run, Console())
+    except KeyboardInterrupt:
+        typer.echo("facescan: stopped; the same command again continues", err=True)
+        raise typer.Exit(3) from None
 
 
 @app.command()

@@ -64,6 +64,8 @@ class RunConfig(BaseSettings):
     """US dollars that the run may cost, all its commands together."""
     allow_unknown_price: bool = False
     """Ask models whose price is not known."""
+    batch: bool = False
+    """Ask models behind an API through their Batch API: cheaper, and within a day."""
     replicas: int | None = Field(default=None, ge=1)
     """Engine actors per model; None: one for each GPU (group), or one on a machine without."""
     ray_address: str | None = None

@@ -4,7 +4,7 @@ import os
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +23,9 @@ from facescan.run.plan import Plan, plan
 from facescan.run.selection import sample
 from facescan.shards import Shards
 from facescan.storage import LocalStorage
-from jobs import account, cluster, pipeline, record, uploads
+from jobs import account, batches, cluster, pipeline, record, uploads
 from jobs.account import Accounts
+from jobs.batches import Batches
 from jobs.config import RunConfig
 from jobs.engine_actor import Leg
 from jobs.follow import Follower, Threshold
@@ -65,7 +66,7 @@ def run(config: RunConfig, console: Console) -> RunFolder:
     if config.ray_address is not None:
         cluster.check(config.ray_address)
     folder = run_folder.startable(config.output_dir)
-    with stoppable() as signals, _writing(folder):
+    with stoppable() as signals, writing(folder):
         if config.dataset == SAMPLE:
             _check_place_of_sample(folder)
             config = config.model_copy(update={"limit": config.limit or SAMPLE_SIZE})
@@ -74,6 +75,10 @@ def run(config: RunConfig, console: Console) -> RunFolder:
             data = shards.open(config.dataset, config.split)
             planned = passes(config, data.label_sets)
             record.of(config, folder, data, planned)
+        if config.batch:
+            batches.check(config, planned)
+        else:
+            batches.check_none_open(folder, planned)
         uploads.check(config, planned, console)
         if not folder.is_run:
             # A new folder is not begun for what cannot run.
@@ -103,7 +108,7 @@ class _Run:
 
 
 @contextmanager
-def _writing(folder: RunFolder) -> Iterator[None]:
+def writing(folder: RunFolder) -> Iterator[None]:
     """Errors of the file system, here or where engines run, as one that says what to do."""
     try:
         yield
@@ -118,6 +123,7 @@ def _tidy(folder: RunFolder, console: Console) -> None:
     """Clear away what killed commands left, and set damaged replies aside."""
     for place in (folder.root, folder.replies, folder.predictions, folder.scores):
         place.sweep()
+    batches.at(folder).storage.sweep()
     for name, reason in journal.set_damaged_aside(folder.replies).items():
         console.print(
             f"replies/{name}: {reason}. It is set aside in replies/{journal.DAMAGED}; what it "
@@ -128,13 +134,20 @@ def _tidy(folder: RunFolder, console: Console) -> None:
 
 
 def _connect(config: RunConfig, planned: Sequence[Pass], signals: StopSignals) -> list[Leg]:
-    """The engines that these passes need, on the Ray that is joined or started for them."""
+    """The engines that these passes need, on the Ray that is joined or started for them.
+
+    Batches need neither: the provider does the work.
+    """
     for each in planned:
         lacking = engines.module(each.card.engine).missing()
-        if lacking is not None and cluster.is_own(config.ray_address):
+        if lacking is not None and (config.batch or cluster.is_own(config.ray_address)):
             raise EngineUnavailable(
                 f"model {each.card.name}: engine {each.card.engine} cannot run here: {lacking}"
             )
+    if config.batch:
+        return [
+            Leg(each.card, each.checkpoint, each.questions, batches.NO_ENGINES) for each in planned
+        ]
     cluster.connect(config.ray_address, config.object_store_bytes, config.replicas)
     signals.listen()
     return [
@@ -171,7 +184,10 @@ def _ask(run: _Run, planned: Sequence[Pass], console: Console) -> RunFolder:
         ):
             threshold = Threshold(config.fail_on_error, requests)
             threshold.check(progress)
-            if legs:
+            if config.batch:
+                asked = [(leg, its) for leg, (_, its) in zip(legs, to_ask, strict=True)]
+                _answer_by_batches(run, work, asked, progress, threshold, console)
+            elif legs:
                 watch = pipeline.start_watch()
                 with Follower(watch, progress, threshold, run.lease) as follower:
                     for leg, (_, its) in zip(legs, to_ask, strict=True):
@@ -235,6 +251,31 @@ def _answer(
             if report.worker not in known:
                 known.add(report.worker)
                 record.add_worker(run.folder, leg, report)
+
+
+def _answer_by_batches(
+    run: _Run,
+    work: Work,
+    to_ask: Sequence[tuple[Leg, Plan]],
+    progress: Progress,
+    threshold: Threshold,
+    console: Console,
+) -> None:
+    """All legs at once: a batch may take a day."""
+    replies: dict[str, Counter[str]] = {}
+
+    def tell(model: str, counts: Mapping[str, int]) -> None:
+        replies.setdefault(model, Counter()).update(counts)
+
+    def check() -> None:
+        progress.show(replies)
+        run.lease.check()
+        threshold.check(progress)
+
+    with Batches(run.folder, work.session, run.config.max_cost, console, tell, check) as asking:
+        asking.resume()
+        asking.ask(work, to_ask)
+    check()
 
 
 def _check_place_of_sample(folder: RunFolder) -> None:

@@ -1,0 +1,761 @@
+"""`facescan run --batch`: open requests -> files -> batches at the provider -> durable replies.
+
+    open rows ──check, decode, encode──> file ──upload, create──> batch ──results──> journal
+
+The driver does all of it, without Ray: the work is done at the provider. What a batch is, and how
+far, stands in `batches/<token>.json` of the run folder before anything is sent:
+
+    made       the money is set aside; a file of this token may be at the provider, and a batch
+    uploaded   the file is there; a batch may be
+    submitted  the batch is there
+    settled    its replies are durable and it is paid; its files may still be there
+    closed     they are not
+
+So whoever goes on after a crash knows of every batch that may exist: it is looked for by its token,
+and adopted or, where there is none, cleared away. None is ever submitted twice.
+"""
+
+import asyncio
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from types import TracebackType
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.console import Console
+
+from facescan.errors import (
+    AccessDenied,
+    BadImage,
+    BudgetExhausted,
+    DataError,
+    FacescanError,
+    QuotaExhausted,
+    RunStopped,
+    UsageError,
+)
+from facescan.models import ModelCard
+from facescan.run import ledger, manifest
+from facescan.run.folder import RunFolder
+from facescan.run.journal import Journal
+from facescan.run.ledger import Ledger
+from facescan.run.manifest import AnsweredBy
+from facescan.run.plan import Plan
+from facescan.storage import Storage
+from facescan.types import Outcome, Reply
+from jobs import record
+from jobs.batch_lines import Preparation
+from jobs.cluster import Share
+from jobs.config import RunConfig
+from jobs.engine_actor import Leg
+from jobs.passes import Pass
+from jobs.pipeline import Report, Work
+from serving import batches as provider_batches
+from serving import engine as engines
+from serving import estimate
+from serving.batches import Batch, Desk, Lines, NotThereError, Result, UnreachableError
+from serving.engines import hosted
+from serving.provider import Reading, Verdict
+
+FOLDER = "batches"
+"""Of a run: one file for each batch."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
+"""Between two looks at the provider. Pauses grow while nothing changes; a batch takes minutes to a
+day."""
+
+ROUNDS = 3
+"""How often a request is asked that expires, or fails for a reason that may pass."""
+
+MOST_OPEN = 32
+"""Batches at the provider at a time; bounds what is known of them in memory (8 MB each)."""
+
+_LOOKS_IN_VAIN = 24
+"""After which a provider that cannot be reached is waited for no longer: two hours."""
+
+NO_ENGINES = Share(replicas=0, gpus=0, cpus=0)
+"""What a leg needs here that is asked by batches."""
+
+_RESERVATION = "0"
+"""Number of the only reservation in the ledger session of a batch."""
+
+_EXAMPLES = 3
+
+
+class Stage(StrEnum):
+    """How far a batch is; see the module's docstring."""
+
+    MADE = "made"
+    UPLOADED = "uploaded"
+    SUBMITTED = "submitted"
+    SETTLED = "settled"
+    CLOSED = "closed"
+
+
+class Record(BaseModel):
+    """`batches/<token>.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = 1
+    token: str
+    stage: Stage = Stage.MADE
+    card: ModelCard
+    """With the server and the name of its key's variable, so that anybody can go on with it."""
+    questions: tuple[str, ...]
+    """Identities of what is asked."""
+    round: int
+    """1 where none of its requests was in a batch before."""
+    made_at: datetime
+    count: int
+    """Of its requests."""
+    requests: dict[str, float] = Field(default_factory=dict)
+    """Request -> the most it can cost, in US dollars; empty once it is closed."""
+    reserved_usd: float
+    file_id: str | None = None
+    batch_id: str | None = None
+    results: tuple[str, ...] = ()
+    """Ids of the provider's files of results."""
+    status: str | None = None
+    """The last that the provider told."""
+    cost_usd: float | None = None
+    """None before it is settled."""
+    replied: int = 0
+    """Requests with a reply by it."""
+    unknown: int = 0
+    """Lines of results that name no request of it."""
+    doubled: int = 0
+    """Lines of results about requests that had one already."""
+
+
+class Book:
+    """The records of a run's batches."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    def open(self) -> list[Record]:
+        """Of batches that are not closed.
+
+        Raises:
+            DataError: a record is damaged.
+        """
+        found = []
+        for name in self.storage.names():
+            try:
+                each = Record.model_validate_json(self.storage.read(name))
+            except ValidationError as error:
+                first = error.errors(include_url=False, include_input=False)[0]
+                raise DataError(
+                    f"{self.storage.location}/{name}: damaged: {first['msg']}. It names a batch "
+                    "that the provider may be working on: look there for the batch whose metadata "
+                    "say facescan: " + name.removesuffix(".json") + ", cancel it, and delete this "
+                    "file"
+                ) from error
+            if each.stage is not Stage.CLOSED:
+                found.append(each)
+        return found
+
+    def write(self, each: Record) -> None:
+        """Durable when this returns."""
+        self.storage.write(f"{each.token}.json", each.model_dump_json(indent=1).encode() + b"\n")
+
+
+def at(folder: RunFolder) -> Book:
+    """The batches of a run."""
+    return Book(folder.root.below(FOLDER))
+
+
+def check(config: RunConfig, planned: Sequence[Pass]) -> None:
+    """Whether these passes can be asked by batches.
+
+    Raises:
+        UsageError: a model runs here, or what its batches cost is not known.
+    """
+    for each in planned:
+        if each.card.engine != hosted.NAME:
+            raise UsageError(
+                f"--batch: model {each.card.name} runs on engine {each.card.engine}, and only "
+                f"models behind an API (engine {hosted.NAME}) are asked by batches; leave --batch "
+                "out, or give that model a command of its own"
+            )
+        price = estimate.price(hosted.options(each.card))
+        if (price is None or price.batch is None) and not config.allow_unknown_price:
+            raise UsageError(
+                f"--batch: model {each.card.name}: its card has no price for batches "
+                "(`price: {batch: 0.5}`), so its provider may have none; leave --batch out, or "
+                "give --allow-unknown-price: batches then count at the full price"
+            )
+
+
+def check_none_open(folder: RunFolder, planned: Sequence[Pass]) -> None:
+    """Whether single calls would ask nothing that a batch is asking already.
+
+    Raises:
+        UsageError: they might.
+    """
+    if any(each.card.engine == hosted.NAME for each in planned) and (found := at(folder).open()):
+        raise UsageError(
+            f"{folder.root.location}: {_few(found)} would be asked and paid twice; give --batch "
+            f"to go on with them, or `facescan abort {folder.root.location}` to cancel them"
+        )
+
+
+def _few(found: Sequence[Record]) -> str:
+    requests = sum(each.count for each in found)
+    return f"{len(found)} batches at the provider with {requests:,} requests"
+
+
+class Batches:
+    """The batches of one run, in the hands of the one command that works on it; a context.
+
+    Args:
+        folder: of the run.
+        session: of the command; names the parts of its journal.
+        max_usd: what the run may cost in all; None: no bound.
+        tell: is told of new replies: model and count by error kind.
+        check: is called between looks; raises what makes the run end.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        session: str,
+        max_usd: float | None,
+        console: Console,
+        tell: Callable[[str, Mapping[str, int]], None],
+        check: Callable[[], None],
+    ) -> None:
+        self._folder = folder
+        self._book = at(folder)
+        self._max_usd = max_usd
+        self._console = console
+        self._tell = tell
+        self._check = check
+        self._journal = Journal(folder.replies, session, "batches")
+        self._uncounted = Counter[tuple[str, str]]()
+        self._records: dict[str, Record] = {}
+        self._left: dict[str, int] = {}
+        """Requests that a batch has left without a reply -> its round."""
+        self._most_requests = provider_batches.MOST_REQUESTS
+        self._queue_full = False
+        self._desks: dict[tuple[str | None, str | None], Desk] = {}
+        self._said: dict[str, tuple[str, int]] = {}
+        self._in_vain = 0
+        self._pause = FIRST_PAUSE_S
+        self._aborting = False
+        self._held = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._loop = self._held.enter_context(asyncio.Runner())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._held:
+            self._durable()
+            for each in self._desks.values():
+                each.close()
+            if error is not None and self._records:
+                open_now = list(self._records.values())
+                most = sum(each.reserved_usd for each in open_now)
+                self._line(
+                    f"{_few(open_now)} go on without this command and may cost up to "
+                    f"${most:,.2f}: the same command again collects their answers, `facescan "
+                    f"abort {self._folder.root.location}` cancels them"
+                )
+
+    def resume(self) -> None:
+        """Take up what earlier commands have left, wherever they ended.
+
+        Raises:
+            FacescanError: see `serving.batches.Desk`.
+        """
+        for each in self._book.open():
+            self._records[each.token] = each
+        for each in list(self._records.values()):
+            if each.stage in (Stage.MADE, Stage.UPLOADED):
+                self._adopt(each)
+            elif each.stage is Stage.SETTLED:
+                self._clear(each)
+        if self._records:
+            self._line(f"going on with {_few(list(self._records.values()))}")
+
+    def ask(self, work: Work, to_ask: Sequence[tuple[Leg, Plan]]) -> None:
+        """Ask what is open, and return when all of it has its reply.
+
+        Raises:
+            BudgetExhausted: the next request may cost more than is left.
+            RunStopped: something was cancelled elsewhere, the account has no money left, or the
+                provider cannot be reached any more.
+            AccessDenied: the provider refuses the key, or does not have the model.
+            MixingError: these questions were answered by another model or server before.
+        """
+        for leg, _ in to_ask:
+            before = record.answered_by(manifest.read(self._folder), leg)
+            if before is not None:
+                manifest.check_same(leg.card.name, before, _answered_by(leg.card))
+        under_way = {key for each in self._records.values() for key in each.requests}
+        wanted: Callable[[str], bool] = lambda key: key not in under_way  # noqa: E731
+        while True:
+            self._ask_once(work, to_ask, wanted, 1 + max(self._left.values(), default=0))
+            if not self._left:
+                return
+            wanted = frozenset(self._left).__contains__
+            self._line(f"{len(self._left):,} requests came back without an answer: asked again")
+
+    def abort(self) -> None:
+        """Cancel everything, and collect what was answered by then.
+
+        Raises:
+            FacescanError: see `serving.batches.Desk`.
+        """
+        self._aborting = True
+        for each in self._records.values():
+            with self._known(each):
+                self._desk(each.card).cancel(_submitted(each))
+        while self._records:
+            self._wait()
+
+    # What is sent
+
+    def _ask_once(
+        self,
+        work: Work,
+        to_ask: Sequence[tuple[Leg, Plan]],
+        wanted: Callable[[str], bool],
+        number: int,
+    ) -> None:
+        """Put every wanted request into a batch, and collect all batches."""
+        # Its requests are in batches of this round from now on, or taken up by the one that asks.
+        self._left = {}
+        with Preparation(work, self._unusable) as preparation:
+            waiting = [(leg, Lines(preparation.lines(leg, plan, wanted))) for leg, plan in to_ask]
+            while True:
+                while waiting and len(self._records) < MOST_OPEN and not self._queue_full:
+                    leg, lines = waiting[0]
+                    if lines.peek() is None:
+                        del waiting[0]
+                    elif not self._submit(leg, lines, number):
+                        break
+                if not waiting and not self._records:
+                    return
+                if self._records:
+                    self._wait()
+                else:
+                    self._no_room(waiting[0][1])
+
+    def _no_room(self, lines: Lines) -> None:
+        spent = ledger.spent(self._folder.ledger).total_usd
+        following = lines.peek()
+        raise BudgetExhausted(
+            f"${spent:.4f} of the ${self._max_usd or 0:.2f} of --max-cost are spent or may be, and "
+            f"the next request may cost ${following.usd if following else 0:.4f} in a batch"
+        )
+
+    def _submit(self, leg: Leg, lines: Lines, number: int) -> bool:
+        """Fill a file, upload it and have it answered; False where no more can be paid for."""
+        room = None
+        if self._max_usd is not None:
+            # Sums of many small amounts differ in the last digits by the order they are made in.
+            room = self._max_usd - ledger.spent(self._folder.ledger).total_usd - 1e-9
+        with self._book.storage.scratch() as scratch:
+            path = scratch / "requests.jsonl"
+            filled = provider_batches.fill(lines, path, self._most_requests, room)
+            if not filled:
+                return False
+            each = Record(
+                token=uuid.uuid4().hex,
+                card=leg.card,
+                questions=tuple(question.identity for question in leg.questions),
+                round=number,
+                made_at=datetime.now(UTC),
+                count=len(filled),
+                requests=filled,
+                reserved_usd=sum(filled.values()),
+            )
+            self._put(each)
+            money = Ledger(self._folder.ledger, _session(each), self._max_usd)
+            self._loop.run(money.reserve(each.reserved_usd))
+            desk = self._desk(leg.card)
+            try:
+                file_id = desk.upload(path, each.token)
+                each = self._put(each, stage=Stage.UPLOADED, file_id=file_id)
+                found = desk.create(file_id, each.token, each.made_at)
+            except (UnreachableError, OSError):
+                raise
+            except FacescanError:
+                # What was refused is nowhere; what was uploaded for it does not stay there.
+                if each.file_id is None:
+                    self._forget(each)
+                else:
+                    self._discard(each)
+                raise
+        each = self._put(each, stage=Stage.SUBMITTED, batch_id=found.id, status=found.status)
+        self._line(
+            f"{each.card.name}: batch {found.id} with {each.count:,} requests, at most "
+            f"${each.reserved_usd:,.2f}"
+        )
+        self._pause = FIRST_PAUSE_S
+        return True
+
+    def _unusable(self, leg: Leg, key: str, image: BadImage) -> None:
+        info = provider_batches.info(leg.card)
+        self._take(leg.card, engines.failed(key, info, image, latency_s=0.0))
+
+    # What is waited for
+
+    def _wait(self) -> None:
+        """Look at all batches once; sleep if nothing has changed."""
+        self._check()
+        changed = False
+        for each in list(self._records.values()):
+            try:
+                found = self._look(each)
+            except UnreachableError as error:
+                self._in_vain += 1
+                if self._in_vain >= _LOOKS_IN_VAIN:
+                    raise
+                if self._in_vain == 1:
+                    self._line(f"{error}. It is looked for again")
+                break
+            self._in_vain = 0
+            now = (found.status, found.completed)
+            if self._said.get(each.token) != now:
+                self._said[each.token] = now
+                changed = True
+                self._line(
+                    f"{each.card.name}: batch {found.id}: {found.status}, {found.completed:,} of "
+                    f"{each.count:,} requests"
+                )
+            if found.over:
+                self._finish(each, found)
+                self._check()
+        if changed:
+            self._pause = FIRST_PAUSE_S
+        if self._records and not changed:
+            time.sleep(self._pause)
+            self._pause = min(LONGEST_PAUSE_S, 1.5 * self._pause)
+
+    def _look(self, each: Record) -> Batch:
+        with self._known(each):
+            return self._desk(each.card).look(_submitted(each))
+
+    @contextmanager
+    def _known(self, each: Record) -> Iterator[None]:
+        """Say what to do where the provider knows nothing of a batch."""
+        try:
+            yield
+        except NotThereError as error:
+            raise AccessDenied(
+                f"{error}: this key's account has no such batch. Give the key of the project that "
+                f"submitted it. If it is gone for good, delete {FOLDER}/{each.token}.json in the "
+                "run folder: its requests are asked again, and what it may have cost stays in "
+                "ledger/"
+            ) from None
+
+    def _finish(self, each: Record, found: Batch) -> None:
+        """Collect what a batch that is over has brought, and clear it away."""
+        if found.status == "failed":
+            self._discard(each)
+            self._failed(each, found)
+            return
+        stop = self._collect(each, found)
+        self._queue_full = False
+        self._clear(self._records[each.token])
+        if stop is not None:
+            raise stop
+        if found.status == "cancelled" and not self._aborting:
+            raise RunStopped(
+                f"batch {found.id} was cancelled, and not by this run; what it had answered is "
+                "kept. The same command again asks for the rest"
+            )
+
+    def _failed(self, each: Record, found: Batch) -> None:
+        """The provider has not begun with a batch, for what it says is wrong with it."""
+        codes = {code for code, _ in found.errors}
+        why = "; ".join(f"{code}: {message}" for code, message in found.errors[:_EXAMPLES])
+        where = f"{each.card.name}: batch {found.id} was not begun: {why or 'no reason given'}"
+        if self._aborting:
+            return
+        if codes & provider_batches.UNPAID:
+            raise QuotaExhausted(where)
+        if not codes & provider_batches.QUEUE_FULL:
+            raise FacescanError(where)
+        if each.count == 1 and not self._records:
+            raise QuotaExhausted(where)
+        self._queue_full = bool(self._records)
+        self._most_requests = max(1, each.count // 2)
+        # It was not asked: this round does not count.
+        self._left |= dict.fromkeys(each.requests, each.round - 1)
+        self._line(f"{where}. Batches are made smaller: at most {self._most_requests:,} requests")
+
+    def _collect(self, each: Record, found: Batch) -> FacescanError | None:
+        """Make the replies of a batch durable and settle what it has cost; why to stop, if so."""
+        collected = _Collected(each, found)
+        desk = self._desk(each.card)
+        with self._book.storage.scratch() as scratch:
+            for file_id in found.results:
+                path = scratch / "results.jsonl"
+                try:
+                    desk.download(file_id, path)
+                except NotThereError as error:
+                    self._line(f"{error}: its answers are lost, and count as paid")
+                    collected.lost = True
+                    continue
+                for result in provider_batches.read(path, desk.secrets):
+                    self._take_if(each.card, collected.reply(result))
+        for reply in collected.given_up(self._aborting):
+            self._take(each.card, reply)
+        self._durable()
+        self._left |= collected.left()
+        record.add_worker(self._folder, _leg(self._folder, each), _report(each))
+        usd = collected.usd()
+        self._settle(each, usd)
+        self._put(
+            each,
+            stage=Stage.SETTLED,
+            status=found.status,
+            results=found.results,
+            file_id=each.file_id or found.input_file,
+            cost_usd=usd,
+            replied=collected.replied,
+            unknown=len(collected.unknown),
+            doubled=len(collected.doubled),
+        )
+        for what, keys in (
+            ("name no request of it", collected.unknown),
+            ("are about requests that had one", collected.doubled),
+        ):
+            if keys:
+                examples = ", ".join(keys[:_EXAMPLES])
+                self._line(f"batch {found.id}: {len(keys)} lines of results {what}: {examples}")
+        return collected.stop
+
+    # What is kept in order
+
+    def _adopt(self, each: Record) -> None:
+        """A batch of which is not known whether it was created."""
+        desk = self._desk(each.card)
+        found = desk.find(each.token, each.made_at)
+        if found is None and each.file_id is not None:
+            # If it was created and is not listed yet, it fails now, and does not cost.
+            desk.delete(each.file_id)
+            found = desk.find(each.token, each.made_at)
+        if found is None:
+            self._discard(each)
+        else:
+            self._put(
+                each,
+                stage=Stage.SUBMITTED,
+                batch_id=found.id,
+                file_id=each.file_id or found.input_file,
+            )
+
+    def _discard(self, each: Record) -> None:
+        """A batch that the provider has not worked on: nothing of it stays there or is owed."""
+        desk = self._desk(each.card)
+        for file_id in {*desk.uploads(each.token), *filter(None, [each.file_id])}:
+            desk.delete(file_id)
+        self._forget(each)
+
+    def _forget(self, each: Record) -> None:
+        """A batch of which there is nothing at the provider."""
+        self._settle(each, 0.0)
+        self._close(each)
+
+    def _clear(self, each: Record) -> None:
+        """Delete the files of a batch whose replies are durable."""
+        desk = self._desk(each.card)
+        for file_id in filter(None, [each.file_id, *each.results]):
+            desk.delete(file_id)
+        self._close(each)
+
+    def _close(self, each: Record) -> None:
+        self._put(each, stage=Stage.CLOSED, requests={})
+        del self._records[each.token]
+
+    def _put(self, each: Record, **changes: object) -> Record:
+        changed = each.model_copy(update=changes)
+        self._book.write(changed)
+        self._records[each.token] = changed
+        return changed
+
+    def _settle(self, each: Record, usd: float) -> None:
+        money = Ledger(self._folder.ledger, _session(each), self._max_usd)
+        self._loop.run(money.settle(_RESERVATION, usd))
+
+    def _desk(self, card: ModelCard) -> Desk:
+        options = hosted.options(card)
+        where = (options.base_url, options.api_key)
+        if where not in self._desks:
+            self._desks[where] = Desk(options)
+        return self._desks[where]
+
+    def _take_if(self, card: ModelCard, reply: Reply | None) -> None:
+        if reply is not None:
+            self._take(card, reply)
+
+    def _take(self, card: ModelCard, reply: Reply) -> None:
+        self._uncounted[card.name, reply.error_kind or ""] += 1
+        if self._journal.append(reply):
+            self._durable()
+
+    def _durable(self) -> None:
+        self._loop.run(self._journal.durable())
+        for (name, kind), count in self._uncounted.items():
+            self._tell(name, {kind: count})
+        self._uncounted.clear()
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Collected:
+    """What the results of one batch come to."""
+
+    def __init__(self, each: Record, found: Batch) -> None:
+        self._record = each
+        self._found = found
+        self._info = provider_batches.info(each.card)
+        self._options = hosted.options(each.card)
+        self._now = datetime.now(UTC)
+        self._answered = set[str]()
+        self._open: dict[str, str] = {}
+        """Request -> why it has no answer."""
+        self._usd = 0.0
+        self._completed = 0
+        self.unknown: list[str] = []
+        self.doubled: list[str] = []
+        self.lost = False
+        self.stop: FacescanError | None = None
+
+    @property
+    def replied(self) -> int:
+        """How many requests have a reply."""
+        return len(self._answered)
+
+    def reply(self, result: Result) -> Reply | None:
+        """Of a line of results; None where it is none, or its request stays open."""
+        key, reading = result.request_id, result.reading
+        most = self._record.requests.get(key or "")
+        if key is None or most is None:
+            self.unknown.append(key or result.reason)
+            self._usd += self._cost(result, max(self._record.requests.values()))
+            return None
+        self._usd += self._cost(result, most)
+        if key in self._answered or key in self._open:
+            self.doubled.append(key)
+            return None
+        if reading is not None and reading.verdict in _REPLIES:
+            self._answered.add(key)
+            return self._made(key, reading)
+        self._open[key] = result.reason
+        self._stop_for(reading)
+        return None
+
+    def given_up(self, aborting: bool) -> Iterator[Reply]:
+        """Replies of requests that are not asked again."""
+        for key in self._record.requests.keys() - self._answered - self._open.keys():
+            self._open[key] = "no line of the results is about it"
+        cut_short = aborting or self.stop is not None or self._found.status == "cancelled"
+        if self._record.round < ROUNDS or cut_short:
+            return
+        for key in sorted(self._open):
+            self._answered.add(key)
+            reason = f"{self._open[key]} (asked in {self._record.round} batches)"
+            yield self._made(key, None, reason)
+        self._open.clear()
+
+    def left(self) -> dict[str, int]:
+        """Requests without a reply -> the round they were in."""
+        return dict.fromkeys(self._open, self._record.round)
+
+    def usd(self) -> float:
+        """What the batch has cost; all that it can where answers are lost."""
+        if self.lost:
+            return max(self._usd, self._record.reserved_usd)
+        # Answered and billed, they say, and in no file.
+        unseen = max(0, self._found.completed - self._completed)
+        most = sorted(self._record.requests.values(), reverse=True)
+        return self._usd + sum(most[:unseen])
+
+    def _cost(self, result: Result, most: float) -> float:
+        if result.reading is None:
+            return most if result.asked else 0.0
+        self._completed += 1
+        return provider_batches.cost_usd(self._options, result.reading, most)
+
+    def _stop_for(self, reading: Reading | None) -> None:
+        if reading is None or reading.verdict not in _STOPS:
+            return
+        where = f"{hosted.server(self._options)}, batch {self._found.id}: {reading.reason}"
+        self.stop = _STOPS[reading.verdict](where)
+
+    def _made(self, key: str, reading: Reading | None, reason: str = "") -> Reply:
+        said = reading is not None and reading.verdict is not Verdict.BAD_REQUEST
+        most = self._record.requests[key]
+        known = estimate.price(self._options) is not None
+        usd = provider_batches.cost_usd(self._options, reading, most) if reading else 0.0
+        return Reply(
+            request_id=key,
+            raw_response=reading.text if reading and said else None,
+            finish_reason=reading.finish_reason if reading and said else None,
+            engine=self._info.engine,
+            resolved_model=(reading and reading.model) or hosted.api_model(self._record.card),
+            created_at=self._now,
+            latency_s=(self._now - self._record.made_at).total_seconds(),
+            tokens_in=reading.tokens_in if reading else None,
+            tokens_out=reading.tokens_out if reading else None,
+            cost_usd=usd if known else None,
+            attempts=self._record.round,
+            error_kind=None if said else Outcome.PROVIDER_ERROR,
+            error=None if said else (reading.reason if reading else reason),
+            provider_request_id=reading.request_id if reading else None,
+        )
+
+
+_REPLIES = {Verdict.ANSWER, Verdict.REFUSED, Verdict.BLOCKED, Verdict.BAD_REQUEST}
+_STOPS: Mapping[Verdict, type[FacescanError]] = {
+    Verdict.AUTHENTICATION: AccessDenied,
+    Verdict.QUOTA: QuotaExhausted,
+    Verdict.DAILY: QuotaExhausted,
+}
+
+
+def _session(each: Record) -> str:
+    return f"batch-{each.token}"
+
+
+def _submitted(each: Record) -> str:
+    if each.batch_id is None:
+        raise ValueError(f"batch {each.token} is {each.stage}, not submitted")
+    return each.batch_id
+
+
+def _answered_by(card: ModelCard) -> AnsweredBy:
+    info = provider_batches.info(card)
+    return AnsweredBy(
+        engine=info.engine, resolved_model=info.resolved_model, numerics=info.numerics
+    )
+
+
+def _leg(folder: RunFolder, each: Record) -> Leg:
+    """What a batch asked; whoever collects it may be another command than who submitted it."""
+    asked = manifest.questions(manifest.read(folder))
+    questions = tuple(question for question in asked if question.identity in each.questions)
+    return Leg(each.card, None, questions, NO_ENGINES)
+
+
+def _report(each: Record) -> Report:
+    place = {"batch": _submitted(each), "server": hosted.server(hosted.options(each.card))}
+    return Report(_session(each), place, _answered_by(each.card))
