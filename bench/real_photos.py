@@ -26,10 +26,12 @@ _SECONDS_BETWEEN_SAMPLES = 0.2
 def _high_water_mib(pid: int) -> tuple[str, float]:
     try:
         text = Path(f"/proc/{pid}/status").read_text()
+        decodes = b"facescan.decoder" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return "", 0.0  # it ended while we looked
     fields = dict(line.split(":", 1) for line in text.splitlines())
-    return fields["Name"].strip(), int(fields.get("VmHWM", "0 kB").split()[0]) / 1024
+    name = "decoder" if decodes else fields["Name"].strip()
+    return name, int(fields.get("VmHWM", "0 kB").split()[0]) / 1024
 
 
 def peaks_mib(command: list[str]) -> dict[str, float]:
