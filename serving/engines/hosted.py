@@ -41,8 +41,9 @@ NAME = "hosted"
 GENERIC = "openai-compatible"
 """The card whose options hold for models that have no card."""
 
-_ATTEMPTS = 8
-"""Of a request that fails for a reason that may pass."""
+_ATTEMPTS = 20
+"""Of a request that fails for a reason that may pass: where every other call fails, one request in
+a million does so each time."""
 
 _SECONDS_PER_REQUEST = 900.0
 """After which a request is not tried again, however often it was."""

@@ -187,7 +187,7 @@ def test_a_request_that_never_works_ends_as_the_providers_error(
     provider.configure(faults=[Fault(kind="error", error="500")])
     (reply,) = runner.answers(card(provider), requests(card(provider), 1))
     assert reply.error_kind is Outcome.PROVIDER_ERROR
-    assert reply.attempts == 8
+    assert reply.attempts == 20
     assert "500" in (reply.error or "")
 
 
