@@ -16,7 +16,6 @@ and adopted or, where there is none, cleared away. None is ever submitted twice.
 """
 
 import asyncio
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,8 +65,10 @@ FOLDER = "batches"
 """Of a run: one file for each batch."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
-"""Between two looks at the provider. Pauses grow while nothing changes; a batch takes minutes to a
-day."""
+"""Between two looks at the provider: the first, which grows while no batch changes its state, and
+the longest. A batch takes minutes to a day."""
+
+_GROWTH = 1.5
 
 ROUNDS = 3
 """How often a request is asked that expires, or fails for a reason that may pass."""
@@ -245,7 +246,8 @@ class Batches:
         self._most_requests = provider_batches.MOST_REQUESTS
         self._queue_full = False
         self._desks: dict[tuple[str | None, str | None], Desk] = {}
-        self._said: dict[str, tuple[str, int]] = {}
+        self._statuses: dict[str, str] = {}
+        self._completed = 0
         self._in_vain = 0
         self._pause = FIRST_PAUSE_S
         self._aborting = False
@@ -415,9 +417,9 @@ class Batches:
     # What is waited for
 
     def _wait(self) -> None:
-        """Look at all batches once; sleep if nothing has changed."""
+        """Look at all batches once, and pause unless one of them was over."""
         self._check()
-        changed = False
+        open_before, completed = len(self._records), 0
         for each in list(self._records.values()):
             try:
                 found = self._look(each)
@@ -429,10 +431,10 @@ class Batches:
                     self._line(f"{error}. It is looked for again")
                 break
             self._in_vain = 0
-            now = (found.status, found.completed)
-            if self._said.get(each.token) != now:
-                self._said[each.token] = now
-                changed = True
+            completed += found.completed
+            if self._statuses.get(each.token) != found.status:
+                self._statuses[each.token] = found.status
+                self._pause = FIRST_PAUSE_S
                 self._line(
                     f"{each.card.name}: batch {found.id}: {found.status}, {found.completed:,} of "
                     f"{each.count:,} requests"
@@ -440,11 +442,12 @@ class Batches:
             if found.over:
                 self._finish(each, found)
                 self._check()
-        if changed:
-            self._pause = FIRST_PAUSE_S
-        if self._records and not changed:
-            time.sleep(self._pause)
-            self._pause = min(LONGEST_PAUSE_S, 1.5 * self._pause)
+        if len(self._records) == open_before:
+            if completed > self._completed:
+                self._line(f"{_few(list(self._records.values()))}, {completed:,} of them answered")
+            self._completed = completed
+            provider_batches.pause(self._pause)
+            self._pause = min(LONGEST_PAUSE_S, _GROWTH * self._pause)
 
     def _look(self, each: Record) -> Batch:
         with self._known(each):
@@ -489,7 +492,7 @@ class Batches:
             return
         if codes & provider_batches.UNPAID:
             raise QuotaExhausted(where)
-        if not codes & provider_batches.QUEUE_FULL:
+        if provider_batches.QUEUE_FULL not in codes:
             raise FacescanError(where)
         if each.count == 1 and not self._records:
             raise QuotaExhausted(where)
@@ -692,7 +695,7 @@ class _Collected:
     def _cost(self, result: Result, most: float) -> float:
         if result.reading is None:
             return most if result.asked else 0.0
-        self._completed += 1
+        self._completed += result.reading.verdict in _COMPLETED
         return provider_batches.cost_usd(self._options, result.reading, most)
 
     def _stop_for(self, reading: Reading | None) -> None:
@@ -725,6 +728,7 @@ class _Collected:
 
 
 _REPLIES = {Verdict.ANSWER, Verdict.REFUSED, Verdict.BLOCKED, Verdict.BAD_REQUEST}
+_COMPLETED = {Verdict.ANSWER, Verdict.REFUSED, Verdict.BLOCKED, Verdict.MALFORMED}
 _STOPS: Mapping[Verdict, type[FacescanError]] = {
     Verdict.AUTHENTICATION: AccessDenied,
     Verdict.QUOTA: QuotaExhausted,

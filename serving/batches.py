@@ -22,6 +22,7 @@ from typing import Any, TypeVar, cast
 from facescan.errors import AccessDenied, FacescanError, QuotaExhausted, RunStopped
 from facescan.models import ModelCard
 from serving import estimate, provider, tokens
+from serving.account import LONGEST_WAIT_S
 from serving.engine import EngineInfo
 from serving.engines import hosted
 from serving.provider import Reading, Verdict
@@ -37,8 +38,8 @@ _TOKEN = "facescan"
 
 _NEVER_ASKED = frozenset({"batch_expired", "batch_cancelled"})
 
-QUEUE_FULL = frozenset({"token_limit_exceeded", "request_limit_exceeded"})
-"""Codes of a batch that failed because the account has as much in its queue as it may have."""
+QUEUE_FULL = "token_limit_exceeded"
+"""Code of a batch that failed because the account has as much in its queue as it may have."""
 
 UNPAID = frozenset({"billing_hard_limit_reached", "insufficient_quota", "billing_not_active"})
 """Codes of a batch that failed because the account has no money left."""
@@ -259,7 +260,8 @@ class Desk:
         UnreachableError: it did not pass in `ATTEMPTS` attempts.
         RefusedError: what is asked for is not accepted.
         AccessDenied: the key is refused, or there is no such API.
-        QuotaExhausted: the account has no money left.
+        QuotaExhausted: the account has no money left, or is to wait for longer than
+            `serving.account.LONGEST_WAIT_S`.
     """
 
     def __init__(self, options: HostedOptions) -> None:
@@ -434,6 +436,11 @@ class Desk:
                 reading = provider.of_response(200, {}, error.body, secrets=self.secrets)
             if reading.verdict not in (Verdict.RATE, Verdict.TRANSIENT, Verdict.MALFORMED):
                 raise self._final(what, reading)
+            if (reading.retry_after or 0) > LONGEST_WAIT_S:
+                raise QuotaExhausted(
+                    f"{self._where}, {what}: asks for a pause of {reading.retry_after:.0f} s: "
+                    f"{reading.reason}"
+                )
             if attempt == ATTEMPTS:
                 raise UnreachableError(
                     f"{self._where}, {what}: failed {ATTEMPTS} times, the last with: "
@@ -454,7 +461,7 @@ class Desk:
 
 
 def pause(seconds: float) -> None:
-    """Wait before the next attempt."""
+    """Let time pass before the next attempt, or the next look at a batch."""
     time.sleep(seconds)
 
 

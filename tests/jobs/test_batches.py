@@ -52,8 +52,6 @@ def server() -> Iterator[Provider]:
 def provider(server: Provider, monkeypatch: pytest.MonkeyPatch) -> "Seen":
     """The server of all tests, as this one sees it: in order, and nothing waited for."""
     monkeypatch.setenv("OPENAI_API_KEY", server.key)
-    monkeypatch.setattr(batches, "FIRST_PAUSE_S", 0.0)
-    monkeypatch.setattr(batches, "LONGEST_PAUSE_S", 0.0)
     monkeypatch.setattr(serving.batches, "pause", lambda seconds: None)
     server.configure(faults=[], script=[], batches=Batches(**Batches().model_dump()))
     return Seen(server)
@@ -368,6 +366,20 @@ def test_a_lost_file_of_answers_counts_as_paid_and_its_requests_are_asked_again(
     assert len(replies(folder)) == IMAGES
     assert provider.billed("lines") == 2 * IMAGES
     assert spent(folder) >= provider.billed()
+
+
+def test_looks_at_the_provider_grow_rarer_while_nothing_changes(
+    provider: Seen, make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(serving.batches, "pause", waits.append)
+    provider.configure(batches=Batches(polls=(2, 20, 1)))
+    asked(provider, tmp_path / "run", make_shards(2))
+    assert waits[:4] == [5.0, 7.5, 5.0, 7.5], "a new state begins anew"
+    assert sorted(waits[2:22]) == waits[2:22]
+    assert max(waits) == 300.0
+    assert waits[22] == 5.0
+    assert len(waits) == 23, "what is over is not waited for"
 
 
 def test_models_that_run_here_are_not_asked_by_batches(
