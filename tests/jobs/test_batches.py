@@ -528,3 +528,53 @@ def test_a_batch_cancelled_by_somebody_else_stops_the_run(
         asked(provider, folder, shards)
     assert len(replies(folder)) == IMAGES / 2
     check_sound(provider, folder)
+
+
+def stop_waiting(provider: Seen, folder: Path, shards: Path, **flags: Any) -> None:
+    """Run until there is nothing to do but wait, and stop then."""
+
+    def stop(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serving.batches, "pause", stop)
+        with pytest.raises(KeyboardInterrupt):
+            asked(provider, folder, shards, **flags)
+
+
+def test_a_run_on_drawn_faces_can_be_aborted_too(provider: Seen, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    provider.configure(batches=Batches(polls=(1, 1_000_000, 0)))
+    stop_waiting(provider, folder, Path("sample"), limit=IMAGES)
+    folder = folder.rename(tmp_path / "moved")
+    abort.abort(str(folder), Console(file=io.StringIO()))
+    assert outcomes(folder)["pending"] == 4 * IMAGES / 2, "four attributes in each request"
+    check_sound(provider, folder)
+
+
+def test_a_run_folder_on_an_object_store_keeps_its_batches_there(
+    provider: Seen, make_shards: MakeShards, object_store: str
+) -> None:
+    shards = make_shards(IMAGES)
+    flags: dict[str, Any] = {"output_dir": object_store}
+    stop_waiting(provider, Path(), shards, **flags)
+    (waiting,) = batches.at(existing(object_store)).open()
+    assert waiting.count == IMAGES
+    asked(provider, Path(), shards, **flags)
+    assert len(provider.batches()) == 1
+    assert verify_run(object_store, Console(file=io.StringIO()))
+    assert not provider.files_left()
+
+
+def test_the_key_stands_nowhere_in_the_run_folder(
+    provider: Seen, make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "sk-canary-0123456789abcdef"
+    provider.configure(keys={"test-key": "account", key: "account"})
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    folder = tmp_path / "run"
+    said = asked(provider, folder, make_shards(IMAGES))
+    files = [each for each in folder.rglob("*") if each.is_file()]
+    assert files
+    assert not [each for each in files if b"canary" in each.read_bytes()]
+    assert "canary" not in said
