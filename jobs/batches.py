@@ -209,7 +209,8 @@ def check_none_open(folder: RunFolder, planned: Sequence[Pass]) -> None:
 
 def _few(found: Sequence[Record]) -> str:
     requests = sum(each.count for each in found)
-    return f"{len(found)} batches at the provider with {requests:,} requests"
+    noun = "batch" if len(found) == 1 else "batches"
+    return f"{len(found)} {noun} at the provider with {requests:,} requests"
 
 
 class Batches:
@@ -271,7 +272,7 @@ class Batches:
                 open_now = list(self._records.values())
                 most = sum(each.reserved_usd for each in open_now)
                 self._line(
-                    f"{_few(open_now)} go on without this command and may cost up to "
+                    f"{_few(open_now)}: this goes on without the command, and may cost up to "
                     f"${most:,.2f}: the same command again collects their answers, `facescan "
                     f"abort {self._folder.root.location}` cancels them"
                 )

@@ -471,7 +471,7 @@ def test_a_stopped_run_says_what_goes_on_and_the_same_command_continues(
     provider.configure(batches=Batches(polls=(1, 1_000_000, 0)))
     code, said = Child(provider, folder, shards).ended("before look", stop)
     assert code == 3
-    assert "1 batches at the provider with 12 requests go on without this command" in said
+    assert "1 batch at the provider with 12 requests: this goes on without the command" in said
     assert "may cost up to $0.0" in said
     assert "facescan abort" in said
     assert outcomes(folder) == {"pending": IMAGES}
