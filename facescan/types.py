@@ -166,7 +166,7 @@ class Reply:
         latency_s: seconds from the request's hand-over to its reply.
         attempts: how often the model was asked.
         error_kind: set exactly when there is no answer: the run outcome this row ends as.
-        error: for people: what went wrong.
+        error: for people: what went wrong, or why there is a refusal in the place of an answer.
         resolved_model: checkpoint and revision (or the provider's model name) that answered.
     """
 

@@ -135,8 +135,8 @@ class _Turns:
     async def limited(self, turn: int, retry_after: float | None, told: Told) -> None:
         await _outcome(self.actor.limited.remote(turn, retry_after, told))
 
-    async def failed(self, turn: int) -> None:
-        await _outcome(self.actor.failed.remote(turn))
+    async def failed(self, turn: int, retry_after: float | None = None) -> None:
+        await _outcome(self.actor.failed.remote(turn, retry_after))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +146,14 @@ class _Money:
     actor: Any
     client: str
 
-    async def reserve(self, usd: float) -> str:
-        return await _outcome(self.actor.reserve.remote(usd, self.client))
+    async def hold(self, usd: float) -> str:
+        return await _outcome(self.actor.hold.remote(usd, self.client))
+
+    async def reserve(self, number: str, usd: float) -> None:
+        await _outcome(self.actor.reserve.remote(number, usd, self.client))
+
+    async def release(self, number: str) -> None:
+        await _outcome(self.actor.release.remote(number))
 
     async def settle(self, number: str, usd: float) -> None:
         await _outcome(self.actor.settle.remote(number, usd))

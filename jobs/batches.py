@@ -388,7 +388,8 @@ class Batches:
             )
             self._put(each)
             money = Ledger(self._folder.ledger, _session(each), self._max_usd)
-            self._loop.run(money.reserve(each.reserved_usd))
+            reservation = self._loop.run(money.hold(each.reserved_usd))
+            self._loop.run(money.reserve(reservation, each.reserved_usd))
             desk = self._desk(leg.card)
             try:
                 file_id = desk.upload(path, each.token)
@@ -723,7 +724,7 @@ class _Collected:
             cost_usd=usd if known else None,
             attempts=self._record.round,
             error_kind=None if said else Outcome.PROVIDER_ERROR,
-            error=None if said else (reading.reason if reading else reason),
+            error=(reading.reason or None) if reading else reason,
             provider_request_id=reading.request_id if reading else None,
         )
 

@@ -57,6 +57,10 @@ MaxConnections = Annotated[int | None, typer.Option(help="Most calls at a time."
 Rpm = Annotated[float | None, typer.Option(help="The account's requests per minute.")]
 Tpm = Annotated[float | None, typer.Option(help="The account's tokens per minute.")]
 MaxCost = Annotated[float | None, typer.Option(help="US dollars the run may cost in all.")]
+Batch = Annotated[
+    bool | None,
+    typer.Option("--batch", help="Through the provider's Batch API: cheaper, within a day."),
+]
 ConfigFile = Annotated[
     Path | None, typer.Option("-C", "--config", help="YAML file with any of these settings.")
 ]
@@ -103,10 +107,7 @@ def run(
         bool | None,
         typer.Option("--allow-unknown-price", help="Ask models whose price is not known."),
     ] = None,
-    batch: Annotated[
-        bool | None,
-        typer.Option("--batch", help="Through the provider's Batch API: cheaper, within a day."),
-    ] = None,
+    batch: Batch = None,
     include_path: IncludePath = None,
     ray_address: Annotated[
         str | None, typer.Option(help="Join this cluster instead of a Ray of the run's own.")
@@ -166,6 +167,7 @@ def plan(
     rpm: Rpm = None,
     tpm: Tpm = None,
     max_cost: MaxCost = None,
+    batch: Batch = None,
     config: ConfigFile = None,
 ) -> None:
     """What `run` with these settings would ask, send and cost; nothing is sent or written."""

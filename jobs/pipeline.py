@@ -35,6 +35,7 @@ from facescan.storage import Storage
 from jobs.account import Accounts
 from jobs.engine_actor import FAILURES, Duty, EngineActor, Leg
 from jobs.watch import Watch
+from serving.engines import hosted
 
 _COLUMNS = ("image_id", "image_sha256", "image")
 
@@ -56,7 +57,7 @@ _RESTARTS = 100
 gives up on an engine long before, unless it goes on answering in between."""
 
 _SECONDS_TO_STOP = 20.0
-"""That actors have for ending what they are at."""
+"""That actors have for ending what they are at, beyond what a paid call may take."""
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -151,7 +152,7 @@ def answer(
         leg, expected, work.limits, work.replies, work.session, work.include_path, watch, accounts
     )
     try:
-        with _stopping(watch):
+        with _stopping(watch, _SECONDS_TO_STOP + _longest_call_s(leg)):
             for table in _stream(work, plan, duty).iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
             ):
@@ -173,16 +174,21 @@ def answer(
 
 
 @contextmanager
-def _stopping(watch: Any) -> Iterator[None]:
+def _stopping(watch: Any, seconds: float) -> Iterator[None]:
     """Have the actors end in good order where the block is left before its end."""
     try:
         yield
     except (Exception, KeyboardInterrupt, GeneratorExit):
         ray.get(watch.stop.remote())
-        until = time.monotonic() + _SECONDS_TO_STOP
+        until = time.monotonic() + seconds
         while ray.get(watch.working.remote()) and time.monotonic() < until:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         raise
+
+
+def _longest_call_s(leg: Leg) -> float:
+    """How long a call takes at most that is paid, and must not be asked again."""
+    return hosted.options(leg.card).timeout_s if leg.card.engine == hosted.NAME else 0.0
 
 
 def _stream(work: Work, plan: Plan, duty: Duty) -> ray.data.Dataset:

@@ -1,5 +1,6 @@
 """`facescan plan`: what a run would ask, send and cost, before any of it."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,7 +11,7 @@ from rich.console import Console
 from facescan import datasets, images, registry, shards, storage
 from facescan.datasets.sample import SIDE
 from facescan.errors import BadImage
-from facescan.run import ledger
+from facescan.run import ledger, manifest
 from facescan.run.folder import RunFolder
 from facescan.run.plan import plan as open_requests
 from facescan.run.selection import sample
@@ -63,7 +64,8 @@ def plan(config: RunConfig, console: Console) -> None:
         registry.include(path)
     folder = RunFolder(storage.at(config.output_dir))
     if config.dataset == SAMPLE:
-        data, label_sets = None, datasets.load(SAMPLE).label_sets
+        label_sets = datasets.load(SAMPLE).label_sets
+        data = _drawn(config, folder)
     else:
         data = shards.open(config.dataset, config.split)
         label_sets = data.label_sets
@@ -78,7 +80,9 @@ def plan(config: RunConfig, console: Console) -> None:
         )
         if each.card.engine == hosted.NAME:
             options = hosted.options(each.card)
-            found = forecast(options, each.questions, list(_sizes(config, data, options)), requests)
+            sizes = list(_sizes(config, data, options))
+            batch = config.batch and options.price is not None and options.price.batch is not None
+            found = forecast(options, each.questions, sizes, requests, batch)
             _describe(console, options, found, requests)
             total += found.usd or Between(0, 0)
     spent = ledger.spent(folder.ledger).total_usd
@@ -88,11 +92,22 @@ def plan(config: RunConfig, console: Console) -> None:
         _line(console, f"--max-cost ${config.max_cost:,.2f} may end the run before its end")
 
 
+def _drawn(config: RunConfig, folder: RunFolder) -> Shards | None:
+    """The sample of a run that has drawn as much of it as is wanted; else None."""
+    if not folder.is_run:
+        return None
+    known = manifest.read(folder).dataset
+    if known.seed != config.seed or (config.limit or SAMPLE_SIZE) > (known.limit or SAMPLE_SIZE):
+        return None
+    return shards.open(known.location, config.split)
+
+
 def forecast(
     options: HostedOptions,
     questions: Sequence[Question],
     sizes: Sequence[tuple[int, int]],
     requests: int,
+    batch: bool = False,
 ) -> Forecast:
     """What so many requests come to, one question after the other about pictures of these sizes.
 
@@ -101,12 +116,14 @@ def forecast(
     """
     pictures = [estimate.picture_tokens(options, size) for size in sizes]
     mean = sum(pictures) / len(pictures)
+    # Others of the dataset may be larger than those looked at.
+    largest = max(*pictures, estimate.picture_tokens(options, (options.image.max_side,) * 2))
     tokens_in = tokens_out = Between(0, 0)
     for question in questions:
         text = question.prompt + question.answer_schema
         about, most = tokens.text_tokens_about(text), tokens.text_tokens_at_most(text)
-        tokens_in += Between(mean + about, max(pictures) + most)
-        answer = _ANSWER_TOKENS * len(question.attributes)
+        tokens_in += Between(mean + about, largest + most)
+        answer = _ANSWER_TOKENS * _values(question)
         most_out = estimate.tokens_out_at_most(options, question)
         tokens_out += Between(min(answer, most_out), most_out)
     share = requests / len(questions)
@@ -115,10 +132,17 @@ def forecast(
     if price is None:
         return Forecast(tokens_in, tokens_out, None)
     low, high = (
-        tokens.cost_usd(price, round(given), round(made))
+        tokens.cost_usd(price, round(given), round(made), batch)
         for given, made in ((tokens_in.low, tokens_out.low), (tokens_in.high, tokens_out.high))
     )
     return Forecast(tokens_in, tokens_out, Between(low, high))
+
+
+def _values(question: Question) -> int:
+    """In an answer: a schema has all attributes of the wording, whichever are asked."""
+    if not question.answer_schema:
+        return len(question.attributes)
+    return len(json.loads(question.answer_schema)["properties"])
 
 
 def _requests(
@@ -174,6 +198,12 @@ def _describe(console: Console, options: HostedOptions, found: Forecast, request
             console,
             f"  cost {_usd(found.usd)}; ${price.input:g} and ${price.output:g} per million tokens "
             f"in and out on {price.as_of} ({price.source})",
+        )
+    if options.thinking_tokens:
+        _line(
+            console,
+            "  the lower figures are without what the model thinks, which is billed as output: up "
+            f"to {options.thinking_tokens:,} tokens an answer",
         )
     for text in _durations(options, found, requests):
         _line(console, f"  {text}")

@@ -241,16 +241,30 @@ def _answer(
     """One leg; two models are never loaded at the same time."""
     known = set[str]()
     expected = record.answered_by(manifest.read(run.folder), leg)
-    with closing(
-        pipeline.answer(
-            work, leg, open_requests, expected, run.config.object_store_bytes, watch, accounts
-        )
-    ) as reports:
+    with (
+        _forgotten(accounts, known),
+        closing(
+            pipeline.answer(
+                work, leg, open_requests, expected, run.config.object_store_bytes, watch, accounts
+            )
+        ) as reports,
+    ):
         for report in reports:
             follower.check()
             if report.worker not in known:
                 known.add(report.worker)
                 record.add_worker(run.folder, leg, report)
+
+
+@contextmanager
+def _forgotten(accounts: Accounts | None, workers: set[str]) -> Iterator[None]:
+    """Afterwards the account's limiter keeps nothing for these workers."""
+    try:
+        yield
+    finally:
+        if accounts is not None:
+            for worker in workers:
+                accounts.forget(worker)
 
 
 def _answer_by_batches(

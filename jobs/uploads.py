@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
 from facescan.errors import UsageError
+from jobs import cluster
 from jobs.config import RunConfig
 from jobs.passes import Pass
 from serving import estimate
 from serving.engines import hosted
+from serving.tokens import HostedOptions
 
 _SOON = timedelta(days=60)
 
@@ -32,7 +35,12 @@ def check(config: RunConfig, planned: Sequence[Pass], console: Console) -> None:
             raise UsageError(f"{where}, which needs --allow-upload. {terms}")
         if estimate.price(options) is None:
             _check_unknown_price(config, card.name)
-        hosted.key(options.api_key)
+        elif config.max_cost is not None and options.image_tokens is None:
+            raise UsageError(
+                f"model {card.name}: --max-cost {config.max_cost}: the card does not say how many "
+                "tokens a picture is (`image_tokens`), so nothing could hold it to that"
+            )
+        _check_key(config, card.name, options)
         console.print(f"{where}. {terms}", highlight=False, soft_wrap=True)
         today = datetime.now(UTC).date()
         if options.shutdown is not None and options.shutdown - today <= _SOON:
@@ -41,6 +49,20 @@ def check(config: RunConfig, planned: Sequence[Pass], console: Console) -> None:
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+def _check_key(config: RunConfig, name: str, options: HostedOptions) -> None:
+    if options.api_key is None:
+        return
+    address = urlsplit(options.base_url or "")
+    if address.scheme == "http" and address.hostname not in ("localhost", "127.0.0.1", "::1"):
+        raise UsageError(
+            f"model {name}: the key in {options.api_key} would be sent to {options.base_url} for "
+            "everybody on the way to read; give an address with https"
+        )
+    if config.batch or cluster.is_own(config.ray_address):
+        # Elsewhere it has to be where the engines run, which may not be here.
+        hosted.key(options.api_key)
 
 
 def _check_unknown_price(config: RunConfig, name: str) -> None:

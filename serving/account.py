@@ -1,10 +1,11 @@
 """What stands between a hosted engine and its provider: the account's limits and the run's money.
 
-    turn = await account.turns.acquire(...)      when the limits allow one more call
-    number = await account.money.reserve(...)    when the budget does
+    number = await account.money.hold(...)       when the budget has room for one more call
+    turn = await account.turn(...)               when the limits allow it
+    account.money.reserve(number, ...)           on disk before it is made
     ... the call ...
     account.turns.answered(...)                  and what it has taught about the limits
-    account.money.settle(...)                    what it has cost
+    account.money.settle(number, ...)            what it has cost
 
 In a run both are actors, the first shared by everybody who uses the account on the cluster. Here
 they are what an engine sees of them.
@@ -45,16 +46,24 @@ class Turns(Protocol):
         """The call was refused for its rate."""
         ...
 
-    async def failed(self, turn: int) -> None:
-        """The call came to nothing for another reason."""
+    async def failed(self, turn: int, retry_after: float | None = None) -> None:
+        """The call came to nothing for another reason; everybody pauses where that is asked."""
         ...
 
 
 class Money(Protocol):
     """The budget of one run; `facescan.run.ledger` says more."""
 
-    async def reserve(self, usd: float) -> str:
-        """Set aside the most that a call can cost; returns its number when that is durable."""
+    async def hold(self, usd: float) -> str:
+        """Wait until there is room for the most that a call can cost; returns its number."""
+        ...
+
+    async def reserve(self, number: str, usd: float) -> None:
+        """The call is about to be made; returns when that is durable."""
+        ...
+
+    async def release(self, number: str) -> None:
+        """The call is not made after all."""
         ...
 
     async def settle(self, number: str, usd: float) -> None:
@@ -91,7 +100,7 @@ class Account:
             NotAskedError: nothing is, any more.
             QuotaExhausted: see `Turns.acquire`.
         """
-        return await self._unless_stopped(self.turns.acquire(self.client, tokens))
+        return await self.unless_stopped(self.turns.acquire(self.client, tokens))
 
     async def pause(self, seconds: float) -> None:
         """Let time pass before the next attempt.
@@ -99,9 +108,14 @@ class Account:
         Raises:
             NotAskedError: there will be none.
         """
-        await self._unless_stopped(asyncio.sleep(seconds))
+        await self.unless_stopped(asyncio.sleep(seconds))
 
-    async def _unless_stopped(self, waiting: Coroutine[Any, Any, _Result]) -> _Result:
+    async def unless_stopped(self, waiting: Coroutine[Any, Any, _Result]) -> _Result:
+        """What is waited for.
+
+        Raises:
+            NotAskedError: nothing is to be asked any more.
+        """
         if self.stop.is_set():
             waiting.close()
             raise NotAskedError
@@ -180,9 +194,9 @@ class Queue:
         self._limiter.limited(Lease(turn), self._clock(), retry_after, told)
         self._changed.set()
 
-    async def failed(self, turn: int) -> None:
+    async def failed(self, turn: int, retry_after: float | None = None) -> None:
         """See `Turns`."""
-        self._limiter.failed(Lease(turn), self._clock())
+        self._limiter.failed(Lease(turn), self._clock(), retry_after)
         self._changed.set()
 
     async def configure(self, limits: Limits) -> None:

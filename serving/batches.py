@@ -266,7 +266,7 @@ class Desk:
 
     def __init__(self, options: HostedOptions) -> None:
         """Raises EngineUnavailable where there is no key."""
-        from openai import OpenAI
+        from openai import DefaultHttpxClient, OpenAI
 
         found = hosted.key(options.api_key)
         self.secrets = () if found is None else (found,)
@@ -277,7 +277,12 @@ class Desk:
             base_url=options.base_url,
             max_retries=0,
             timeout=options.timeout_s,
+            # A redirect would take the pictures to a server that nobody has allowed.
+            http_client=DefaultHttpxClient(follow_redirects=False, timeout=options.timeout_s),
         )
+        if not hosted.is_openai(options):
+            # The SDK takes them from the environment, and they are for OpenAI alone.
+            self._client.organization = self._client.project = None
 
     def upload(self, path: Path, token: str) -> str:
         """Send a file of requests; its id. Nothing of a failed attempt stays there."""

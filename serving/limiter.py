@@ -16,7 +16,6 @@ configured, even roughly.
 """
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 PACE = 0.95
@@ -321,11 +320,6 @@ class Limiter:
         self._tokens.configure(limits.tokens_per_minute)
         self._connections = min(self._connections, float(limits.connections))
 
-    def resume(self, counted_today: int, history: Iterable[Change] = ()) -> None:
-        """What others remember of the limiter before this one."""
-        self.used_today = max(self.used_today, counted_today)
-        self.history = deque([*history, *self.history], maxlen=self.history.maxlen)
-
     def ask(self, client: str, tokens: int, now: float) -> Lease | Wait:
         """May this client make one call of about so many tokens, now?"""
         self._advance(now)
@@ -414,9 +408,17 @@ class Limiter:
             pause = _pause_wanted(retry_after, told)
         self._paused_until = max(self._paused_until, now + pause)
 
-    def failed(self, lease: Lease, now: float) -> None:
-        """The call came to nothing, and not for its rate; what it has used is not known."""
+    def failed(self, lease: Lease, now: float, retry_after: float | None = None) -> None:
+        """The call came to nothing, and not for its rate; what it has used is not known.
+
+        Args:
+            lease: as for `answered`.
+            now: as everywhere.
+            retry_after: seconds that the provider wants everybody to wait; None: it does not say.
+        """
         self._advance(now)
+        if retry_after is not None:
+            self._paused_until = max(self._paused_until, now + retry_after)
         if self._back(lease) is not None:
             self._round_clean = False
 

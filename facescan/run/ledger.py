@@ -9,6 +9,7 @@ nobody can say whether those were billed.
 """
 
 import asyncio
+import time
 from collections import Counter
 from dataclasses import dataclass
 
@@ -100,14 +101,18 @@ class Ledger:
         before = spent(storage)
         self._before = before.total_usd
         self._session = Session()
+        self._next = 0
         if storage.exists(self._name):
             # This process was started again. What was in flight then may have been billed.
             self._session = Session.model_validate_json(storage.read(self._name))
             self._before -= self._session.total_usd
+            # Microseconds since 1970: above all numbers that it gave before.
+            self._next = time.time_ns() // 1_000
         # Calls that will be settled, and by whom.
         self._own: dict[str, str] = {}
         self._deaths = Counter[str]()
-        self._next = len(self._session.in_flight) + self._session.calls
+        # Room that is kept for calls which are not in flight yet: number -> (whose, US dollars).
+        self._held: dict[str, tuple[str, float]] = {}
         self._changes = self._written = 0
         self._writing = asyncio.Lock()
         self._settled = asyncio.Condition()
@@ -117,24 +122,28 @@ class Ledger:
         """What the run has spent and may have spent so far."""
         return self._before + self._session.total_usd
 
-    async def reserve(self, usd: float, client: str = "") -> str:
-        """Set aside the most that a call can cost; returns its number when that is durable.
+    async def hold(self, usd: float, client: str = "") -> str:
+        """Keep room for the most that a call can cost; returns its number.
 
-        Waits where calls in flight may turn out cheap enough to leave room for it.
+        Waits where other calls may turn out cheap enough to leave room for it. Nothing is on disk
+        yet: `reserve` follows, or `release`.
 
         Args:
             usd: the most that it can cost.
-            client: who will settle it.
+            client: whose call it is.
 
         Raises:
             BudgetExhausted: there is no room for it, however cheap those turn out, or the client
                 has died while it waited.
-            OSError: it could not be written; the call must not be made.
         """
         async with self._settled:
             deaths = self._deaths[client]
             await self._settled.wait_for(
-                lambda: self._fits(usd) or not self._own or self._deaths[client] > deaths
+                lambda: (
+                    self._fits(usd)
+                    or not (self._own or self._held)
+                    or self._deaths[client] > deaths
+                )
             )
             if self._deaths[client] > deaths:
                 raise BudgetExhausted(f"client {client} has died; nothing is reserved for it")
@@ -145,11 +154,29 @@ class Ledger:
                 )
             number = str(self._next)
             self._next += 1
+            self._held[number] = (client, usd)
+            return number
+
+    async def reserve(self, number: str, usd: float, client: str = "") -> None:
+        """The call is about to be made, for which room was held; returns when that is durable.
+
+        A number from before this process was started again is taken as well.
+
+        Raises:
+            OSError: it could not be written; the call must not be made.
+        """
+        async with self._settled:
+            self._held.pop(number, None)
             self._own[number] = client
             self._session.in_flight[number] = usd
             self._changes += 1
         await self._durable()
-        return number
+
+    async def release(self, number: str) -> None:
+        """The call is not made after all."""
+        async with self._settled:
+            self._held.pop(number, None)
+            self._settled.notify_all()
 
     async def settle(self, number: str, usd: float) -> None:
         """What a call has cost; returns when that is durable.
@@ -174,10 +201,12 @@ class Ledger:
         async with self._settled:
             self._deaths[client] += 1
             self._own = {number: whose for number, whose in self._own.items() if whose != client}
+            self._held = {number: held for number, held in self._held.items() if held[0] != client}
             self._settled.notify_all()
 
     def _fits(self, usd: float) -> bool:
-        return self._max is None or self.total_usd + usd <= self._max
+        held = sum(each for _, each in self._held.values())
+        return self._max is None or self.total_usd + held + usd <= self._max
 
     async def _durable(self) -> None:
         changes = self._changes

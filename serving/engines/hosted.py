@@ -45,14 +45,14 @@ _ATTEMPTS = 20
 """Of a request that fails for a reason that may pass: where every other call fails, one request in
 a million does so each time."""
 
-_SECONDS_PER_REQUEST = 900.0
-"""After which a request is not tried again, however often it was."""
+_REFUSALS = 50
+"""For its rate, of one request, after which the run stops: no pause is long enough."""
 
 _BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 60.0
 
 _FREE_RETRIES = 100
 _RETRIES_PER_ANSWER = 2.0
-"""A provider that fails more often than this is not tried further: the run stops."""
+"""A provider that fails an engine more often than this is not tried further: the run stops."""
 
 _OPENS_AFTER = 20
 """Failures in a row, without a sign of life, after which calls are tried one at a time: an outage
@@ -138,7 +138,13 @@ def numerics(card: ModelCard) -> dict[str, str]:
     """The server, and further fields of the body."""
     chosen = options(card)
     extra = {f"extra.{key}": str(value) for key, value in sorted(chosen.extra.items())}
-    return {"server": server(chosen), **extra}
+    return {
+        "server": server(chosen),
+        "max_tokens_field": chosen.max_tokens_field,
+        "thinking_tokens": str(chosen.thinking_tokens),
+        "temperature": "the protocol's" if chosen.temperature else "the provider's",
+        **extra,
+    }
 
 
 def cannot_ask(card: ModelCard, question: Question) -> str | None:
@@ -153,6 +159,11 @@ def cannot_ask(card: ModelCard, question: Question) -> str | None:
 def server(chosen: HostedOptions) -> str:
     """Where pictures are sent: the host, with its port where that is given."""
     return urlsplit(chosen.base_url or "").netloc
+
+
+def is_openai(chosen: HostedOptions) -> bool:
+    """Whether the server is OpenAI's own."""
+    return urlsplit(chosen.base_url or "").hostname == "api.openai.com"
 
 
 def terms(chosen: HostedOptions) -> str:
@@ -201,16 +212,18 @@ class _Attempts:
 
     began: float
     made: int = 0
+    refused: int = 0
+    """For the rate, which is no failure of this request."""
     usd: float = 0.0
-    reason: str = ""
 
-    def over(self) -> bool:
-        return self.made >= _ATTEMPTS or time.monotonic() - self.began > _SECONDS_PER_REQUEST
+    @property
+    def failed(self) -> int:
+        return self.made - self.refused
 
-    def pause(self) -> float:
+    def pause(self, retry_after: float | None) -> float:
         """Full jitter, so that those who failed together do not come back together."""
-        longest = min(_LONGEST_BACKOFF_S, _BACKOFF_S * 2 ** (self.made - 1))
-        return random.uniform(0, longest)
+        longest = min(_LONGEST_BACKOFF_S, _BACKOFF_S * 2 ** (max(1, self.failed) - 1))
+        return (retry_after or 0.0) + random.uniform(0, longest)
 
 
 class HostedEngine:
@@ -218,7 +231,7 @@ class HostedEngine:
 
     def __init__(self, card: ModelCard, settings: EngineSettings) -> None:
         """Raises EngineUnavailable where there is no key."""
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         if settings.account is None:
             raise UsageError(f"engine {NAME} needs an account")
@@ -240,7 +253,15 @@ class HostedEngine:
             base_url=self._options.base_url,
             max_retries=0,
             timeout=self._options.timeout_s,
+            # A redirect would take the picture to a server that nobody has allowed.
+            http_client=DefaultAsyncHttpxClient(
+                follow_redirects=False, timeout=self._options.timeout_s
+            ),
         )
+        if not is_openai(self._options):
+            # The SDK takes them from the environment, and they are for OpenAI alone.
+            self._client.organization = self._client.project = None
+        self._priced = estimate.price(self._options) is not None
         # As some of OPENAI_LOG's levels would have it, every picture would be in the log.
         for name in ("openai", "httpx2", "httpcore2"):
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -250,6 +271,8 @@ class HostedEngine:
 
     async def answer(self, requests: Sequence[Request]) -> AsyncIterator[Reply]:
         """One call for each request, side by side.
+
+        An error ends the calls of all requests given, which are billed: a run gives one at a time.
 
         Raises:
             NotAskedError: the account says to stop.
@@ -263,6 +286,7 @@ class HostedEngine:
         finally:
             for each in asking:
                 each.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -284,10 +308,12 @@ class HostedEngine:
             if reading.verdict in _ASKED_ONCE:
                 self._answers += 1
                 return self._reply(request, reading, attempts)
-            if reading.verdict is Verdict.BAD_REQUEST or attempts.over():
+            if reading.verdict is Verdict.BAD_REQUEST or attempts.failed >= _ATTEMPTS:
                 return self._failed(request, reading, attempts)
-            self._check_retries(reading)
-            await self._account.pause(attempts.pause())
+            self._check_retries(reading, attempts)
+            # Where the rate was the reason the limiter makes everybody wait.
+            asked = None if reading.verdict is Verdict.RATE else reading.retry_after
+            await self._account.pause(attempts.pause(asked))
 
     async def _when_alive(self, body: dict[str, Any], most: Most, attempts: _Attempts) -> Reading:
         """One call; as long as the provider seems dead nobody else makes one meanwhile."""
@@ -315,14 +341,16 @@ class HostedEngine:
         Where this is cancelled during the call its reservation stands: it may be billed.
         """
         account = self._account
-        turn = await account.turn(most.tokens_in + most.tokens_out)
+        number = await account.money.hold(most.usd)
         try:
-            number = await account.money.reserve(most.usd)
+            turn = await account.turn(most.tokens_in + most.tokens_out)
         except BaseException:
-            await account.turns.failed(turn)
+            await account.money.release(number)
             raise
+        await account.money.reserve(number, most.usd)
         reading = await self._call(body)
         attempts.made += 1
+        attempts.refused += reading.verdict is Verdict.RATE
         cost = self._cost(reading, most)
         attempts.usd += cost
         if reading.verdict in (Verdict.TRANSIENT, Verdict.MALFORMED):
@@ -338,8 +366,10 @@ class HostedEngine:
         from openai import APIError
 
         try:
-            raw = await self._client.chat.completions.with_raw_response.create(**body)
-        except (APIError, UnicodeEncodeError) as error:
+            # The SDK's own limit is of a read, and a server may send a byte now and then.
+            async with asyncio.timeout(self._options.timeout_s):
+                raw = await self._client.chat.completions.with_raw_response.create(**body)
+        except (APIError, TimeoutError, UnicodeEncodeError) as error:
             return provider.of_failure(error, secrets=self._secrets)
         response = raw.http_response
         return provider.of_response(
@@ -354,7 +384,7 @@ class HostedEngine:
         if reading.verdict is Verdict.RATE:
             await turns.limited(turn, reading.retry_after, reading.told)
         elif reading.verdict in (Verdict.TRANSIENT, Verdict.MALFORMED):
-            await turns.failed(turn)
+            await turns.failed(turn, reading.retry_after)
         else:
             used = None
             if reading.tokens_in is not None:
@@ -364,11 +394,14 @@ class HostedEngine:
     def _cost(self, reading: Reading, most: Most) -> float:
         """What the call has cost in USD; the most it can where nobody can say."""
         price = estimate.price(self._options)
+        if self._priced and price is None:
+            raise QuotaExhausted(f"{self._model}: its price has ended, and the next is not known")
         if price is None or reading.billed is False:
             return 0.0
         if reading.tokens_in is None:
             return most.usd
-        return tokens.cost_usd(price, reading.tokens_in, reading.tokens_out or 0)
+        made = most.tokens_out if reading.tokens_out is None else reading.tokens_out
+        return tokens.cost_usd(price, reading.tokens_in, made)
 
     def _stop_for(self, reading: Reading) -> None:
         where = f"{server(self._options)} on {self._model}"
@@ -381,7 +414,12 @@ class HostedEngine:
                 f"{where} asks for a pause of {reading.retry_after:.0f} s: {reading.reason}"
             )
 
-    def _check_retries(self, reading: Reading) -> None:
+    def _check_retries(self, reading: Reading, attempts: _Attempts) -> None:
+        if attempts.refused >= _REFUSALS:
+            raise QuotaExhausted(
+                f"{server(self._options)} refused one request {attempts.refused} times for its "
+                f"rate: {reading.reason}"
+            )
         if reading.verdict is Verdict.RATE:
             return
         self._retries += 1
@@ -404,6 +442,7 @@ class HostedEngine:
             tokens_out=reading.tokens_out,
             cost_usd=None if estimate.price(self._options) is None else attempts.usd,
             attempts=attempts.made,
+            error=reading.reason or None,
             provider_request_id=reading.request_id,
         )
 

@@ -95,11 +95,12 @@ def test_a_ledger_that_dies_has_lost_nothing(money: LocalStorage, name: str) -> 
     async def survive() -> None:
         handle = account.ledger(money, "s", 1.0)
         mine = Accounts(limiter(name), handle).account("a", asyncio.Event())
-        first = await mine.money.reserve(0.5)
+        first = await mine.money.hold(0.5)
+        await mine.money.reserve(first, 0.5)
         ray.kill(handle, no_restart=False)
         await mine.money.settle(first, 0.25)
         assert ledger.spent(money).total_usd == 0.25
         with pytest.raises(BudgetExhausted):
-            await mine.money.reserve(0.80)
+            await mine.money.hold(0.80)
 
     asyncio.run(survive())

@@ -25,7 +25,7 @@ from serving.engine import EngineSettings
 from serving.engines import hosted
 from serving.limiter import Limiter
 from tests.conftest import jpeg
-from tests.provider.running import Config, Fault, Provider, provider_server
+from tests.provider.running import Config, Fault, Provider, Scripted, provider_server
 
 pytestmark = pytest.mark.slow
 
@@ -179,6 +179,66 @@ def test_a_refusal_is_a_result_and_asked_once(
     assert reply.finish_reason is finish_reason
     assert reply.error_kind is None
     assert reply.attempts == 1
+    assert reply.raw_response or reply.error
+
+
+def test_what_a_filter_says_is_stored(provider: Provider, runner: Runner) -> None:
+    provider.configure(faults=[Fault(kind="error", error="content_policy")])
+    (reply,) = runner.answers(card(provider), requests(card(provider), 1))
+    assert reply.finish_reason is FinishReason.BLOCKED
+    assert "content_policy" in (reply.error or "")
+
+
+def test_a_redirect_takes_no_picture_elsewhere(provider: Provider, runner: Runner) -> None:
+    elsewhere = f"{provider.base_url}/chat/completions?elsewhere"
+    before = provider.stats()["calls"]
+    provider.configure(script=[Scripted(status=307, headers={"location": elsewhere})])
+    with pytest.raises(AccessDenied, match="307"):
+        runner.answers(card(provider), requests(card(provider), 1))
+    assert provider.stats()["calls"] == before + 1
+
+
+def test_no_attempt_takes_longer_than_the_card_says(provider: Provider, runner: Runner) -> None:
+    provider.configure(faults=[Fault(kind="delay", delay_s=(30.0, 30.0), calls=[0])])
+    impatient = card(provider, timeout_s=0.5)
+    (reply,) = runner.answers(impatient, requests(impatient, 1))
+    assert reply.attempts == 2
+    assert reply.latency_s < 20
+
+
+def test_a_pause_that_a_failing_provider_asks_for_is_kept(
+    provider: Provider, runner: Runner
+) -> None:
+    provider.configure(script=[Scripted(status=503, headers={"retry-after": "1"})])
+    (reply,) = runner.answers(card(provider), requests(card(provider), 1))
+    assert reply.attempts == 2
+    assert reply.latency_s >= 1
+
+
+def test_refusals_for_the_rate_are_no_failures_of_a_request(
+    provider: Provider, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosted, "_ATTEMPTS", 1)
+    refused = Scripted(status=429, headers={"retry-after-ms": "10"})
+    provider.configure(script=[refused, refused])
+    (reply,) = runner.answers(card(provider), requests(card(provider), 1))
+    assert reply.error_kind is None
+    assert reply.attempts == 3
+    monkeypatch.setattr(hosted, "_REFUSALS", 2)
+    provider.configure(script=[refused, refused])
+    with pytest.raises(QuotaExhausted, match="refused one request 2 times"):
+        runner.answers(card(provider), requests(card(provider), 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"thinking_tokens": 8}, {"temperature": False}, {"max_tokens_field": "max_tokens"}],
+    ids=str,
+)
+def test_settings_that_can_change_answers_are_in_the_fingerprint(
+    provider: Provider, change: dict[str, Any]
+) -> None:
+    assert hosted.numerics(card(provider)) != hosted.numerics(card(provider, **change))
 
 
 def test_a_request_that_never_works_ends_as_the_providers_error(

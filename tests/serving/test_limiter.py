@@ -341,8 +341,6 @@ def test_a_share_lost_comes_back_when_it_is_used_without_429s() -> None:
 
 def test_the_requests_of_a_day_end_with_a_time() -> None:
     limiter = Limiter(Limits(requests_per_day=5), day_ends=1000.0)
-    limiter.resume(2, [Change(-5.0, "calls at a time 16", "all in use, no 429")])
-    assert limiter.history[0].time == -5.0
     for each in leases(limiter, 10.0):
         limiter.failed(each, 11.0)
     assert limiter.used_today == 5

@@ -23,15 +23,21 @@ def folder(tmp_path: Path) -> LocalStorage:
     return LocalStorage(str(tmp_path / "ledger"))
 
 
+async def reserved(book: Ledger, usd: float, client: str = "") -> str:
+    number = await book.hold(usd, client)
+    await book.reserve(number, usd, client)
+    return number
+
+
 async def test_a_call_is_on_disk_before_it_is_made(folder: LocalStorage) -> None:
-    await Ledger(folder, "one").reserve(0.25)
+    await reserved(Ledger(folder, "one"), 0.25)
     assert ledger.spent(folder).total_usd == 0.25
     assert ledger.spent(folder).unknown == 1
 
 
 async def test_a_settled_call_costs_what_it_has_cost(folder: LocalStorage) -> None:
     book = Ledger(folder, "one")
-    await book.settle(await book.reserve(0.25), 0.125)
+    await book.settle(await reserved(book, 0.25), 0.125)
     assert ledger.spent(folder) == ledger.Spent(0.125, 0.0, 1, 0)
 
 
@@ -39,32 +45,32 @@ async def test_calls_in_flight_at_a_kill_stay_reserved_for_the_next_command(
     folder: LocalStorage,
 ) -> None:
     killed = Ledger(folder, "one", 1.0)
-    await killed.settle(await killed.reserve(0.5), 0.25)
-    await killed.reserve(0.5)
+    await killed.settle(await reserved(killed, 0.5), 0.25)
+    await reserved(killed, 0.5)
     following = Ledger(folder, "two", 1.0)
     assert following.total_usd == 0.75
-    await following.reserve(0.25)
+    await reserved(following, 0.25)
     with pytest.raises(BudgetExhausted):
-        await Ledger(folder, "three", 1.0).reserve(0.01)
+        await reserved(Ledger(folder, "three", 1.0), 0.01)
 
 
 async def test_a_ledger_started_again_in_its_session_counts_nothing_twice(
     folder: LocalStorage,
 ) -> None:
     book = Ledger(folder, "one", 1.0)
-    await book.settle(await book.reserve(0.5), 0.25)
-    await book.reserve(0.5)
+    await book.settle(await reserved(book, 0.5), 0.25)
+    await reserved(book, 0.5)
     again = Ledger(folder, "one", 1.0)
     assert again.total_usd == 0.75
-    number = await again.reserve(0.25)
+    number = await reserved(again, 0.25)
     await again.settle(number, 0.25)
     assert ledger.spent(folder).total_usd == 1.0
 
 
 async def test_a_call_that_does_not_fit_waits_for_those_in_flight(folder: LocalStorage) -> None:
     book = Ledger(folder, "one", 1.0)
-    first = await book.reserve(0.75)
-    second = asyncio.create_task(book.reserve(0.5))
+    first = await reserved(book, 0.75)
+    second = asyncio.create_task(reserved(book, 0.5))
     for _ in range(10):
         await asyncio.sleep(0)
     assert not second.done()
@@ -73,12 +79,26 @@ async def test_a_call_that_does_not_fit_waits_for_those_in_flight(folder: LocalS
     assert ledger.spent(folder).total_usd == 0.75
 
 
+async def test_room_that_is_held_is_room_no_more_until_it_is_released(
+    folder: LocalStorage,
+) -> None:
+    book = Ledger(folder, "one", 1.0)
+    held = await book.hold(0.75)
+    second = asyncio.create_task(book.hold(0.5))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not second.done()
+    assert ledger.spent(folder).total_usd == 0
+    await book.release(held)
+    await second
+
+
 async def test_a_call_that_cannot_fit_any_more_is_refused_with_the_figures(
     folder: LocalStorage,
 ) -> None:
     book = Ledger(folder, "one", 1.0)
-    first = await book.reserve(0.75)
-    second = asyncio.create_task(book.reserve(0.5))
+    first = await reserved(book, 0.75)
+    second = asyncio.create_task(reserved(book, 0.5))
     await book.settle(first, 0.75)
     with pytest.raises(BudgetExhausted, match=r"\$0.7500 of the \$1.00 .* \$0.5000"):
         await second
@@ -88,8 +108,8 @@ async def test_a_dead_client_is_not_waited_for_and_what_it_had_in_flight_stays(
     folder: LocalStorage,
 ) -> None:
     book = Ledger(folder, "one", 1.0)
-    await book.reserve(0.75, "dead")
-    waiting = [asyncio.create_task(book.reserve(0.5, whose)) for whose in ("dead", "living")]
+    await reserved(book, 0.75, "dead")
+    waiting = [asyncio.create_task(reserved(book, 0.5, whose)) for whose in ("dead", "living")]
     for _ in range(10):
         await asyncio.sleep(0)
     await book.forget("dead")
@@ -98,7 +118,7 @@ async def test_a_dead_client_is_not_waited_for_and_what_it_had_in_flight_stays(
     with pytest.raises(BudgetExhausted, match=r"\$0.7500 of the \$1.00"):
         await waiting[1]
     assert ledger.spent(folder).unknown == 1
-    await book.reserve(0.25, "dead")
+    await reserved(book, 0.25, "dead")
 
 
 async def test_no_order_of_calls_spends_more_than_the_budget(folder: LocalStorage) -> None:
@@ -107,7 +127,7 @@ async def test_no_order_of_calls_spends_more_than_the_budget(folder: LocalStorag
 
     async def call(number: int) -> None:
         nonlocal billed
-        ticket = await book.reserve(0.05)
+        ticket = await reserved(book, 0.05)
         billed += 0.01 * (1 + number % 5)
         await asyncio.sleep(0)
         await book.settle(ticket, 0.01 * (1 + number % 5))
@@ -131,7 +151,7 @@ async def test_many_changes_at_once_share_a_write(
 
     monkeypatch.setattr(LocalStorage, "write", counted)
     book = Ledger(folder, "one")
-    await asyncio.gather(*(book.reserve(0.01) for _ in range(200)))
+    await asyncio.gather(*(reserved(book, 0.01) for _ in range(200)))
     assert ledger.spent(folder).unknown == 200
     assert writes <= 3
 
@@ -145,7 +165,7 @@ async def test_a_call_that_could_not_be_written_is_not_made(
     book = Ledger(folder, "one")
     monkeypatch.setattr(LocalStorage, "write", full)
     with pytest.raises(OSError, match="no space"):
-        await book.reserve(0.01)
+        await reserved(book, 0.01)
 
 
 async def test_a_damaged_ledger_stops_all_spending_and_says_what_to_do(

@@ -180,7 +180,7 @@ def test_a_ledger_that_accounts_for_less_than_the_replies_cost_is_a_fault(
     paid = replace(reply("0" * 32), cost_usd=0.5)
     write_part(folder, "second", [paid])
     book = Ledger(folder.ledger, "second")
-    asyncio.run(book.reserve(0.5))
+    asyncio.run(book.reserve("0", 0.5))
     found = checked(folder)["ledger"]
     assert not found.faults
     assert "1 calls that were in flight" in found.notes[0]
