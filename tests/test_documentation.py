@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs import cli
+from serving import batches
 from tests.conftest import jpeg
 from tests.provider.running import Provider, provider_server
 
