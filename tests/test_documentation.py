@@ -21,6 +21,7 @@ STAND_INS = {
     "/shared/": "",
     "--size 1000": "--size 20",
     "--limit 600": "--limit 20",
+    "--rpm 500": "--rpm 5000",
 }
 PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b|\.\.\.|[\[|]")
 
