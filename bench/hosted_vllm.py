@@ -50,7 +50,7 @@ def vllm_server(log: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     folder = Path(models.__file__).parent / NAME
     # Not `vllm serve`: the CPU build's does not find its own version.
-    words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    words: list[object] = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     words += ["--model", folder, "--served-model-name", NAME]
     words += ["--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--enforce-eager"]
     words += ["--max-model-len", 1024, "--limit-mm-per-prompt", '{"image": 1}']

@@ -1,0 +1,58 @@
+"""The short form of `bench.hosted`: storms, budgets, kills, limits, by the provider's own count."""
+
+from pathlib import Path
+
+import pytest
+
+from bench import hosted, kills
+from bench.hosted import CONNECTIONS
+from tests.provider.running import Config, Limits, provider_server
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_storm_changes_no_row(tmp_path: Path) -> None:
+    shards = kills.make_shards(tmp_path / "shards", 30, 2)
+    storm = hosted.through_a_storm(shards, 0, engines=2)
+    assert 0.1 < storm.before < 0.4
+    assert 0.1 < storm.after < 0.4
+
+
+def test_a_budget_holds_through_a_killed_driver(tmp_path: Path) -> None:
+    shards = kills.make_shards(tmp_path / "shards", 200, 2)
+    result = hosted.spend(shards, 0.06, 0, kill_after=0.1, engines=2)
+    assert result is not None, "killed after the end"
+    assert result.looks > 10
+
+
+def test_a_budget_is_used_up_after_an_engine_was_killed(tmp_path: Path) -> None:
+    shards = kills.make_shards(tmp_path / "shards", 200, 2)
+    with (
+        provider_server(Config(latency_s=(0.1, 0.4))) as provider,
+        hosted.job(
+            shards, provider, "--max-cost", 0.1, "--max-connections", CONNECTIONS, engines=2
+        ) as it,
+        hosted.compared(it),
+    ):
+        process = it.start()
+        kills.wait_for_reply(it, process)
+        kills.kill(it.engine_processes[0])
+        it.finish(process, 3)
+        spent = it.spent
+        assert spent.unknown <= hosted.IN_FLIGHT
+        assert 0.1 - spent.total_usd < hosted.most_per_call()
+
+
+def test_a_limit_that_is_given_is_kept_to_and_used(tmp_path: Path) -> None:
+    shards = kills.make_shards(tmp_path / "shards", 260, 2)
+    # A tenth of a minute's requests in any six seconds: a minute would take too long here.
+    limits = Limits(rpm=120, minute_s=6, headers=False)
+    with (
+        provider_server(Config(latency_s=(0.1, 0.5), limits=limits)) as provider,
+        hosted.job(shards, provider, "--rpm", 1200, engines=2) as it,
+    ):
+        it.finish(it.start(), 0)
+        calls = hosted.chats(provider)
+    seen = hosted.between(calls, calls[0]["arrived"], calls[-1]["arrived"], 20)
+    assert seen.refused <= 0.01, seen
+    assert seen.used >= 0.85, seen
