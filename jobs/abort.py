@@ -12,7 +12,7 @@ from facescan.run import folder as run_folder
 from facescan.run import journal, lease, manifest, predictions
 from facescan.run.folder import RunFolder
 from facescan.run.selection import sample
-from jobs import batches
+from jobs import batch_records
 from jobs.batches import Batches
 from jobs.run import SAMPLE, image_ids, writing
 from jobs.stop_signals import stoppable
@@ -31,7 +31,7 @@ def abort(location: str, console: Console) -> None:
     """
     folder = run_folder.existing(location)
     with stoppable(), writing(folder), lease.hold(folder.root) as held:
-        batches.at(folder).storage.sweep()
+        batch_records.at(folder).storage.sweep()
         replies = 0
 
         def tell(model: str, counts: Mapping[str, int]) -> None:

@@ -2,17 +2,8 @@
 
     open rows ──check, decode, encode──> file ──upload, create──> batch ──results──> journal
 
-The driver does all of it, without Ray: the work is done at the provider. What a batch is, and how
-far, stands in `batches/<token>.json` of the run folder before anything is sent:
-
-    made       the money is set aside; a file of this token may be at the provider, and a batch
-    uploaded   the file is there; a batch may be
-    submitted  the batch is there
-    settled    its replies are durable and it is paid; its files may still be there
-    closed     they are not
-
-So whoever goes on after a crash knows of every batch that may exist: it is looked for by its token,
-and adopted or, where there is none, cleared away. None is ever submitted twice.
+The driver does all of it, without Ray: the work is done at the provider. How far each batch is
+stands in the run folder before anything is sent (`jobs.batch_records`).
 """
 
 import asyncio
@@ -21,18 +12,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 
 from facescan.errors import (
     AccessDenied,
     BadImage,
     BudgetExhausted,
-    DataError,
     FacescanError,
     QuotaExhausted,
     RunStopped,
@@ -45,10 +33,11 @@ from facescan.run.journal import Journal
 from facescan.run.ledger import Ledger
 from facescan.run.manifest import AnsweredBy
 from facescan.run.plan import Plan
-from facescan.storage import Storage
-from facescan.types import Outcome, Reply
+from facescan.types import Reply
 from jobs import record
 from jobs.batch_lines import Preparation
+from jobs.batch_records import FOLDER, Record, Stage, at, described
+from jobs.batch_results import Collected
 from jobs.cluster import Share
 from jobs.config import RunConfig
 from jobs.engine_actor import Leg
@@ -57,21 +46,14 @@ from jobs.pipeline import Report, Work
 from serving import batches as provider_batches
 from serving import engine as engines
 from serving import estimate
-from serving.batches import Batch, Desk, Lines, NotThereError, Result, UnreachableError
+from serving.batches import Batch, Desk, Lines, NotThereError, UnreachableError
 from serving.engines import hosted
-from serving.provider import Reading, Verdict
-
-FOLDER = "batches"
-"""Of a run: one file for each batch."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
 """Between two looks at the provider: the first, which grows while no batch changes its state, and
 the longest. A batch takes minutes to a day."""
 
 _GROWTH = 1.5
-
-ROUNDS = 3
-"""How often a request is asked that expires, or fails for a reason that may pass."""
 
 MOST_OPEN = 32
 """Batches at the provider at a time; bounds what is known of them in memory (8 MB each)."""
@@ -86,90 +68,6 @@ _RESERVATION = "0"
 """Number of the only reservation in the ledger session of a batch."""
 
 _EXAMPLES = 3
-
-
-class Stage(StrEnum):
-    """How far a batch is; see the module's docstring."""
-
-    MADE = "made"
-    UPLOADED = "uploaded"
-    SUBMITTED = "submitted"
-    SETTLED = "settled"
-    CLOSED = "closed"
-
-
-class Record(BaseModel):
-    """`batches/<token>.json`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    schema_version: int = 1
-    token: str
-    stage: Stage = Stage.MADE
-    card: ModelCard
-    """With the server and the name of its key's variable, so that anybody can go on with it."""
-    questions: tuple[str, ...]
-    """Identities of what is asked."""
-    round: int
-    """1 where none of its requests was in a batch before."""
-    made_at: datetime
-    count: int
-    """Of its requests."""
-    requests: dict[str, float] = Field(default_factory=dict)
-    """Request -> the most it can cost, in US dollars; empty once it is closed."""
-    reserved_usd: float
-    file_id: str | None = None
-    batch_id: str | None = None
-    results: tuple[str, ...] = ()
-    """Ids of the provider's files of results."""
-    status: str | None = None
-    """The last that the provider told."""
-    cost_usd: float | None = None
-    """None before it is settled."""
-    replied: int = 0
-    """Requests with a reply by it."""
-    unknown: int = 0
-    """Lines of results that name no request of it."""
-    doubled: int = 0
-    """Lines of results about requests that had one already."""
-
-
-class Book:
-    """The records of a run's batches."""
-
-    def __init__(self, storage: Storage) -> None:
-        self.storage = storage
-
-    def open(self) -> list[Record]:
-        """Of batches that are not closed.
-
-        Raises:
-            DataError: a record is damaged.
-        """
-        found = []
-        for name in self.storage.names():
-            try:
-                each = Record.model_validate_json(self.storage.read(name))
-            except ValidationError as error:
-                first = error.errors(include_url=False, include_input=False)[0]
-                raise DataError(
-                    f"{self.storage.location}/{name}: damaged: {first['msg']}. It names a batch "
-                    "that the provider may be working on: look there for the batch whose metadata "
-                    "say facescan: " + name.removesuffix(".json") + ", cancel it, and delete this "
-                    "file"
-                ) from error
-            if each.stage is not Stage.CLOSED:
-                found.append(each)
-        return found
-
-    def write(self, each: Record) -> None:
-        """Durable when this returns."""
-        self.storage.write(f"{each.token}.json", each.model_dump_json(indent=1).encode() + b"\n")
-
-
-def at(folder: RunFolder) -> Book:
-    """The batches of a run."""
-    return Book(folder.root.below(FOLDER))
 
 
 def check(config: RunConfig, planned: Sequence[Pass]) -> None:
@@ -202,15 +100,9 @@ def check_none_open(folder: RunFolder, planned: Sequence[Pass]) -> None:
     """
     if any(each.card.engine == hosted.NAME for each in planned) and (found := at(folder).open()):
         raise UsageError(
-            f"{folder.root.location}: {_few(found)} would be asked and paid twice; give --batch "
-            f"to go on with them, or `facescan abort {folder.root.location}` to cancel them"
+            f"{folder.root.location}: {described(found)} would be asked and paid twice; give "
+            f"--batch to go on with them, or `facescan abort {folder.root.location}` to cancel them"
         )
-
-
-def _few(found: Sequence[Record]) -> str:
-    requests = sum(each.count for each in found)
-    noun = "batch" if len(found) == 1 else "batches"
-    return f"{len(found)} {noun} at the provider with {requests:,} requests"
 
 
 class Batches:
@@ -272,7 +164,7 @@ class Batches:
                 open_now = list(self._records.values())
                 most = sum(each.reserved_usd for each in open_now)
                 self._line(
-                    f"{_few(open_now)}: this goes on without the command, and may cost up to "
+                    f"{described(open_now)}: this goes on without the command, and may cost up to "
                     f"${most:,.2f}: the same command again collects their answers, `facescan "
                     f"abort {self._folder.root.location}` cancels them"
                 )
@@ -291,7 +183,7 @@ class Batches:
             elif each.stage is Stage.SETTLED:
                 self._clear(each)
         if self._records:
-            self._line(f"going on with {_few(list(self._records.values()))}")
+            self._line(f"going on with {described(list(self._records.values()))}")
 
     def ask(self, work: Work, to_ask: Sequence[tuple[Leg, Plan]]) -> None:
         """Ask what is open, and return when all of it has its reply.
@@ -446,7 +338,9 @@ class Batches:
                 self._check()
         if len(self._records) == open_before:
             if completed > self._completed:
-                self._line(f"{_few(list(self._records.values()))}, {completed:,} of them answered")
+                self._line(
+                    f"{described(list(self._records.values()))}, {completed:,} of them answered"
+                )
             self._completed = completed
             provider_batches.pause(self._pause)
             self._pause = min(LONGEST_PAUSE_S, _GROWTH * self._pause)
@@ -506,7 +400,7 @@ class Batches:
 
     def _collect(self, each: Record, found: Batch) -> FacescanError | None:
         """Make the replies of a batch durable and settle what it has cost; why to stop, if so."""
-        collected = _Collected(each, found)
+        collected = Collected(each, found)
         desk = self._desk(each.card)
         with self._book.storage.scratch() as scratch:
             for file_id in found.results:
@@ -623,119 +517,6 @@ class Batches:
 
     def _line(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-class _Collected:
-    """What the results of one batch come to."""
-
-    def __init__(self, each: Record, found: Batch) -> None:
-        self._record = each
-        self._found = found
-        self._info = provider_batches.info(each.card)
-        self._options = hosted.options(each.card)
-        self._now = datetime.now(UTC)
-        self._answered = set[str]()
-        self._open: dict[str, str] = {}
-        """Request -> why it has no answer."""
-        self._usd = 0.0
-        self._completed = 0
-        self.unknown: list[str] = []
-        self.doubled: list[str] = []
-        self.lost = False
-        self.stop: FacescanError | None = None
-
-    @property
-    def replied(self) -> int:
-        """How many requests have a reply."""
-        return len(self._answered)
-
-    def reply(self, result: Result) -> Reply | None:
-        """Of a line of results; None where it is none, or its request stays open."""
-        key, reading = result.request_id, result.reading
-        most = self._record.requests.get(key or "")
-        if key is None or most is None:
-            self.unknown.append(key or result.reason)
-            self._usd += self._cost(result, max(self._record.requests.values()))
-            return None
-        self._usd += self._cost(result, most)
-        if key in self._answered or key in self._open:
-            self.doubled.append(key)
-            return None
-        if reading is not None and reading.verdict in _REPLIES:
-            self._answered.add(key)
-            return self._made(key, reading)
-        self._open[key] = result.reason
-        self._stop_for(reading)
-        return None
-
-    def given_up(self, aborting: bool) -> Iterator[Reply]:
-        """Replies of requests that are not asked again."""
-        for key in self._record.requests.keys() - self._answered - self._open.keys():
-            self._open[key] = "no line of the results is about it"
-        cut_short = aborting or self.stop is not None or self._found.status == "cancelled"
-        if self._record.round < ROUNDS or cut_short:
-            return
-        for key in sorted(self._open):
-            self._answered.add(key)
-            reason = f"{self._open[key]} (asked in {self._record.round} batches)"
-            yield self._made(key, None, reason)
-        self._open.clear()
-
-    def left(self) -> dict[str, int]:
-        """Requests without a reply -> the round they were in."""
-        return dict.fromkeys(self._open, self._record.round)
-
-    def usd(self) -> float:
-        """What the batch has cost; all that it can where answers are lost."""
-        if self.lost:
-            return max(self._usd, self._record.reserved_usd)
-        # Answered and billed, they say, and in no file.
-        unseen = max(0, self._found.completed - self._completed)
-        most = sorted(self._record.requests.values(), reverse=True)
-        return self._usd + sum(most[:unseen])
-
-    def _cost(self, result: Result, most: float) -> float:
-        if result.reading is None:
-            return most if result.asked else 0.0
-        self._completed += result.reading.verdict in _COMPLETED
-        return provider_batches.cost_usd(self._options, result.reading, most)
-
-    def _stop_for(self, reading: Reading | None) -> None:
-        if reading is None or reading.verdict not in _STOPS:
-            return
-        where = f"{hosted.server(self._options)}, batch {self._found.id}: {reading.reason}"
-        self.stop = _STOPS[reading.verdict](where)
-
-    def _made(self, key: str, reading: Reading | None, reason: str = "") -> Reply:
-        said = reading is not None and reading.verdict is not Verdict.BAD_REQUEST
-        most = self._record.requests[key]
-        known = estimate.price(self._options) is not None
-        usd = provider_batches.cost_usd(self._options, reading, most) if reading else 0.0
-        return Reply(
-            request_id=key,
-            raw_response=reading.text if reading and said else None,
-            finish_reason=reading.finish_reason if reading and said else None,
-            engine=self._info.engine,
-            resolved_model=(reading and reading.model) or hosted.api_model(self._record.card),
-            created_at=self._now,
-            latency_s=(self._now - self._record.made_at).total_seconds(),
-            tokens_in=reading.tokens_in if reading else None,
-            tokens_out=reading.tokens_out if reading else None,
-            cost_usd=usd if known else None,
-            attempts=self._record.round,
-            error_kind=None if said else Outcome.PROVIDER_ERROR,
-            error=(reading.reason or None) if reading else reason,
-            provider_request_id=reading.request_id if reading else None,
-        )
-
-
-_REPLIES = {Verdict.ANSWER, Verdict.REFUSED, Verdict.BLOCKED, Verdict.BAD_REQUEST}
-_COMPLETED = {Verdict.ANSWER, Verdict.REFUSED, Verdict.BLOCKED, Verdict.MALFORMED}
-_STOPS: Mapping[Verdict, type[FacescanError]] = {
-    Verdict.AUTHENTICATION: AccessDenied,
-    Verdict.QUOTA: QuotaExhausted,
-    Verdict.DAILY: QuotaExhausted,
-}
 
 
 def _session(each: Record) -> str:

@@ -23,7 +23,7 @@ from facescan.run.plan import Plan, plan
 from facescan.run.selection import sample
 from facescan.shards import Shards
 from facescan.storage import LocalStorage
-from jobs import account, batches, cluster, pipeline, record, uploads
+from jobs import account, batch_records, batches, cluster, pipeline, record, uploads
 from jobs.account import Accounts
 from jobs.batches import Batches
 from jobs.config import RunConfig
@@ -123,7 +123,7 @@ def _tidy(folder: RunFolder, console: Console) -> None:
     """Clear away what killed commands left, and set damaged replies aside."""
     for place in (folder.root, folder.replies, folder.predictions, folder.scores):
         place.sweep()
-    batches.at(folder).storage.sweep()
+    batch_records.at(folder).storage.sweep()
     for name, reason in journal.set_damaged_aside(folder.replies).items():
         console.print(
             f"replies/{name}: {reason}. It is set aside in replies/{journal.DAMAGED}; what it "

@@ -14,7 +14,7 @@ from typing import Any
 import jobs.run  # noqa: F401  for whoever imports this once and forks often
 from facescan.run.journal import Journal
 from facescan.run.ledger import Ledger
-from jobs import batches, cli
+from jobs import batch_records, batches, cli
 from serving.batches import Desk
 
 _CALLS = ("upload", "create", "look", "download", "delete")
@@ -93,7 +93,7 @@ def main(
 
     for call in _CALLS:
         around(Desk, call, lambda *_, call=call: call)
-    around(batches.Book, "write", lambda _, each: f"written {each.stage}")
+    around(batch_records.Book, "write", lambda _, each: f"written {each.stage}")
     # What these write, the batches wait for.
     around(Journal, "_write", lambda *_: "durable")
     around(Ledger, "reserve", lambda *_: "reserve")

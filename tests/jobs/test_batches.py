@@ -27,7 +27,7 @@ from facescan.errors import (
 )
 from facescan.run import journal, ledger, manifest
 from facescan.run.folder import existing
-from jobs import abort, batches
+from jobs import abort, batch_records
 from jobs.config import resolve
 from jobs.run import run
 from jobs.verify import verify_run
@@ -119,7 +119,7 @@ def check_sound(provider: Seen, folder: Path) -> None:
     """Nothing is left at the provider, the ledger says what the bill does, and the run is whole."""
     assert not provider.files_left()
     assert spent(folder) == pytest.approx(provider.billed())
-    assert not batches.at(existing(str(folder))).open()
+    assert not batch_records.at(existing(str(folder))).open()
     said = io.StringIO()
     assert verify_run(str(folder), Console(file=said, width=500)), said.getvalue()
     assert not list((folder / "batches").glob(".*"))
@@ -558,7 +558,7 @@ def test_a_run_folder_on_an_object_store_keeps_its_batches_there(
     shards = make_shards(IMAGES)
     flags: dict[str, Any] = {"output_dir": object_store}
     stop_waiting(provider, Path(), shards, **flags)
-    (waiting,) = batches.at(existing(object_store)).open()
+    (waiting,) = batch_records.at(existing(object_store)).open()
     assert waiting.count == IMAGES
     asked(provider, Path(), shards, **flags)
     assert len(provider.batches()) == 1
