@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from facescan.errors import RunStopped
 from facescan.run.folder import STATUS
 from facescan.storage import Storage
 
@@ -69,6 +70,8 @@ class Progress:
             self._write("answered")
         elif isinstance(error, KeyboardInterrupt):
             self._write("stopped")
+        elif isinstance(error, RunStopped):
+            self._write("stopped", str(error))
         else:
             self._write("failed", str(error))
 

@@ -252,6 +252,9 @@ def test_the_budget_cuts_batches_and_what_turns_out_cheaper_makes_room_for_more(
     folder, shards = tmp_path / "run", make_shards(IMAGES)
     with pytest.raises(BudgetExhausted):
         asked(provider, folder, shards, max_cost=0.0035)
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "stopped"
+    assert "--max-cost" in status["reason"]
     assert len(provider.batches()) > 1
     assert 0 < len(replies(folder)) < IMAGES
     assert 0 < provider.billed() <= 0.0035

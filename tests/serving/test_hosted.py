@@ -135,6 +135,13 @@ def test_what_a_call_has_cost_is_what_the_provider_bills(
     assert ledger.spent(runner.money).total_usd == pytest.approx(billed)
 
 
+def test_without_a_price_there_is_no_ledger(provider: Provider, runner: Runner) -> None:
+    unpriced = card(provider, price=None)
+    (reply,) = runner.answers(unpriced, requests(unpriced, 1))
+    assert reply.cost_usd is None
+    assert ledger.spent(runner.money).calls == 0
+
+
 def test_one_attribute_a_call_by_protocol(provider: Provider, runner: Runner) -> None:
     asked = requests(card(provider), 1, "neutral")
     assert len(asked) == 4
