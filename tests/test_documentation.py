@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from jobs import cli
-from serving import batches
 from tests.conftest import jpeg
 from tests.provider.running import Provider, provider_server
 
@@ -50,6 +49,7 @@ def test_the_commands_of_a_page_work_in_their_order(
     for number in range(3):
         (tmp_path / "photos" / f"{number}.jpg").write_bytes(jpeg(number))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("serving.batches.pause", lambda seconds: None)
     stand_ins = STAND_INS | {
         "--model gpt-4o": f"--model gpt-4o --model-base-url {provider.base_url}"
     }
