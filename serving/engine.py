@@ -11,12 +11,15 @@ from typing import Protocol, cast
 
 from facescan import registry
 from facescan.decoding import DecodePool
-from facescan.errors import BadImage
+from facescan.errors import BadImage, UsageError
 from facescan.models import Checkpoint, ModelCard
 from facescan.types import Outcome, Question, Reply, Request
 from serving.account import Account
 
 PACKAGE = "serving.engines"
+
+_FUNCTIONS = ("missing", "preprocessing", "numerics", "cannot_ask", "load")
+"""Of an engine's file; `EngineModule` says what each does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +133,13 @@ def module(name: str) -> EngineModule:
 
     Raises:
         UnknownNameError: no file carries the name.
+        UsageError: the file does not define what an engine is.
     """
-    return cast(EngineModule, registry.load(PACKAGE, name))
+    found = registry.load(PACKAGE, name)
+    absent = [each for each in _FUNCTIONS if not hasattr(found, each)]
+    if absent:
+        raise UsageError(f"engine '{name}': its file defines no {', '.join(absent)}")
+    return cast(EngineModule, found)
 
 
 def failed(

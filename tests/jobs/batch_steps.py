@@ -62,6 +62,8 @@ def main(
         step: empty for none.
         how: the signal.
     """
+    # Whoever runs the tests in the background has SIGINT ignored, which children inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ |= environment
     said = os.open(log.with_suffix(".said"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(said, 1)

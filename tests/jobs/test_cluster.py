@@ -33,7 +33,7 @@ cluster.shutdown()
 _SLOW = """
 import asyncio
 from pathlib import Path
-from serving.engines.fake import FakeEngine, missing, numerics, preprocessing
+from serving.engines.fake import FakeEngine, cannot_ask, missing, numerics, preprocessing
 
 def load(card, checkpoint, settings):
     return Slow(card, settings)

@@ -246,7 +246,7 @@ def test_more_gpus_than_there_are_is_a_usage_error(
 _BROKEN = """
 import os
 import time
-from serving.engines.fake import FakeEngine, missing, numerics, preprocessing
+from serving.engines.fake import FakeEngine, cannot_ask, missing, numerics, preprocessing
 from serving.engine import failed
 from facescan.errors import EngineError, MixingError
 

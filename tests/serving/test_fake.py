@@ -5,11 +5,12 @@ import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from facescan import images
+from facescan import images, registry
 from facescan.decoding import DecodePool
 from facescan.errors import UsageError
 from facescan.models import ModelCard
@@ -112,3 +113,16 @@ def test_none_of_its_options_changes_an_answer(decoders: DecodePool) -> None:
     others = answers(decoders, requests, **options)
     assert {each.request_id: each.raw_response for each in others} == plain
     assert FAKE.numerics(card(**options)) == FAKE.numerics(card()) == {}
+
+
+def test_an_engine_file_that_is_none_says_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_included", [])
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "half.py").write_text(
+        "from serving.engines.fake import load, missing, numerics\n"
+    )
+    registry.include(tmp_path)
+    with pytest.raises(UsageError, match="engine 'half': .* no preprocessing, cannot_ask"):
+        engine.module("half")

@@ -31,6 +31,9 @@ from serving.engines.fake import load, missing
 def preprocessing(card):
     return f"{card.engine_options.get('side', 224)} px"
 
+def cannot_ask(card, question):
+    return None
+
 def numerics(card):
     return {"dtype": card.dtype}
 """

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from facescan.models import Checkpoint, ModelCard
 from facescan.types import Reply, Request
 from serving.engine import EngineSettings
-from serving.engines.fake import FakeEngine, missing, numerics, preprocessing
+from serving.engines.fake import FakeEngine, cannot_ask, missing, numerics, preprocessing
 
-__all__ = ["load", "missing", "numerics", "preprocessing"]
+__all__ = ["cannot_ask", "load", "missing", "numerics", "preprocessing"]
 
 
 def load(card: ModelCard, checkpoint: Checkpoint | None, settings: EngineSettings) -> "Counted":
