@@ -124,5 +124,5 @@ def test_an_engine_file_that_is_none_says_what_it_lacks(
         "from serving.engines.fake import load, missing, numerics\n"
     )
     registry.include(tmp_path)
-    with pytest.raises(UsageError, match="engine 'half': .* no preprocessing, cannot_ask"):
+    with pytest.raises(UsageError, match=r"engine 'half': .* no preprocessing, cannot_ask"):
         engine.module("half")
