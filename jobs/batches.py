@@ -200,7 +200,11 @@ class Batches:
             if before is not None:
                 manifest.check_same(leg.card.name, before, _answered_by(leg.card))
         under_way = {key for each in self._records.values() for key in each.requests}
-        wanted: Callable[[str], bool] = lambda key: key not in under_way  # noqa: E731
+
+        def idle(key: str) -> bool:
+            return key not in under_way
+
+        wanted: Callable[[str], bool] = idle
         while True:
             self._ask_once(work, to_ask, wanted, 1 + max(self._left.values(), default=0))
             if not self._left:

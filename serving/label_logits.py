@@ -15,7 +15,7 @@ from vllm.v1.sample.logits_processor import AdapterLogitsProcessor  # noqa: TID2
 from serving.label_tokens import SEQUENCES, allowed
 
 
-class LabelLogits(AdapterLogitsProcessor):  # type: ignore[misc] # untyped
+class LabelLogits(AdapterLogitsProcessor):  # type: ignore[misc] # vLLM has no types
     """Requests without `SEQUENCES` among their extra arguments pass untouched."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:

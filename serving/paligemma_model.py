@@ -34,7 +34,7 @@ def _prefix_attention() -> Iterator[None]:
     info=PaliGemmaProcessingInfo,
     dummy_inputs=PaliGemmaDummyInputsBuilder,
 )
-class PrefixPaliGemma(PaliGemmaForConditionalGeneration):  # type: ignore[misc] # untyped
+class PrefixPaliGemma(PaliGemmaForConditionalGeneration):  # type: ignore[misc] # vLLM has no types
     """PaliGemma 1 and 2 with attention in both directions over image and prompt.
 
     Beside normalised float pixels it takes `pixel_values` as uint8, shape (images, height, width,

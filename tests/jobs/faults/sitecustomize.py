@@ -222,5 +222,6 @@ if _FAULT:
             os.supports_dir_fd.add(_new)
         setattr(os, _name, _new)
     io.open = _opening(io.open)
-    # An assignment would be a type error.
-    setattr(pathlib.Path, "write_bytes", _writing(pathlib.Path.write_bytes))  # noqa: B010
+    setattr(  # noqa: B010 - an assignment to a method would be a type error
+        pathlib.Path, "write_bytes", _writing(pathlib.Path.write_bytes)
+    )
