@@ -1,13 +1,14 @@
 """How near `facescan ingest` comes to disk and hashing, and whether its memory grows.
 
-    python -m bench.ingest_rate [--images 100000] [--fewer 20000] [--rounds 3]
+    python -m bench.ingest_rate [--images 100000] [--fewer 20000] [--rounds 3] [--cold]
 
 The source has the layout of UTKFace's aligned crops: JPEGs of about 5 KB, all different, each
 a file of its own. The bound is a bare loop in one thread that reads the same files
 in the same order, hashes them and writes them one behind the other into synced files of 128 MB.
 Rounds alternate; medians. Every pass is a process of its own, whose processor time and peak RSS
 are taken. Files just made are in the page cache, so the bound is hashing and writing rather than
-reading, as it is for a source that was just unpacked.
+reading, as it is for a source that was just unpacked. With --cold their contents are dropped from
+it before each pass, and the bound is the disk, as it is for a source that has lain there.
 """
 
 import hashlib
@@ -44,6 +45,15 @@ def make_source(folder: Path, count: int) -> None:
         path = unfinished / f"{labels}_{20170000000000000 + number}.jpg.chip.jpg"
         path.write_bytes(pictures[number % _PICTURES] + number.to_bytes(8, "big"))
     unfinished.rename(folder)
+
+
+def drop(source: Path) -> None:
+    """Have the contents of the files forgotten that the page cache holds."""
+    os.sync()  # what is not on disk yet cannot be dropped
+    for entry in os.scandir(source):
+        file = os.open(entry.path, os.O_RDONLY)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
 
 
 def bare(source: Path, target: Path) -> None:
@@ -107,7 +117,8 @@ def main(
     count: Annotated[int, typer.Option("--images")] = 100_000,
     fewer: int = 20_000,
     rounds: int = 3,
-    keep: Annotated[bool, typer.Option()] = False,
+    cold: Annotated[bool, typer.Option("--cold")] = False,
+    keep: Annotated[bool, typer.Option("--keep")] = False,
 ) -> None:
     """Print both rates, their ratio, and peak RSS at both sizes."""
     source = Path(tempfile.gettempdir()) / f"facescan-bench-files-{count}"
@@ -117,6 +128,8 @@ def main(
     passes: dict[str, list[_Pass]] = {"bare": [], "facescan": []}
     for number in range(rounds):
         for name, done in passes.items():
+            if cold:
+                drop(source)
             done.append(_pass(name, source))
         rates = (f"{name} {count / done[-1].seconds:.0f}/s" for name, done in passes.items())
         print(f"round {number}: {', '.join(rates)}", flush=True)

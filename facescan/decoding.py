@@ -68,6 +68,15 @@ _Answer = TypeVar("_Answer", covariant=True)
 _Each = TypeVar("_Each")
 
 
+_BYTES_PER_PIXEL = 24
+"""Address space that decoding takes at most: 17 were seen (WebP, four copies), docs/measured.md."""
+
+
+def memory_for(limits: Limits) -> int:
+    """Bytes of address space in which any image within these limits can be decoded."""
+    return max(1 << 30, _BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes)
+
+
 class DecodePool:
     """Child processes that read headers and decode; methods may be called from any thread.
 

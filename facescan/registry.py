@@ -9,6 +9,8 @@ of the package: `<folder>/attributes/hat.py`, `<folder>/models/mine.yaml`.
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +33,21 @@ def include(folder: Path) -> None:
         raise UsageError(f"--include-path {folder}: not a folder")
     if folder not in _included:
         _included.append(folder)
+
+
+@contextmanager
+def including(folder: Path) -> Iterator[None]:
+    """Search `folder` too, for as long as the block lasts.
+
+    Raises:
+        UsageError: `folder` is not a folder.
+    """
+    before = list(_included)
+    include(folder)
+    try:
+        yield
+    finally:
+        _included[:] = before
 
 
 def included() -> tuple[Path, ...]:

@@ -21,14 +21,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from facescan import attributes
+from facescan import attributes, tabular
 from facescan.datasets import (
     Dataset,
     Example,
     NoOptions,
     Source,
     SourceRow,
-    _cells,
     _class_labels,
     _folder,
 )
@@ -97,7 +96,7 @@ class _Labels:
         self._known = {label.casefold(): label for label in label_set.labels} | _OTHER_WORDS
 
     def label(self, cell: Any) -> str | None:
-        text = _cells.text(cell)
+        text = tabular.text(cell)
         return None if text is None else self._known.get(text.casefold(), text)
 
 
@@ -130,15 +129,15 @@ def _original(root: Path, prefix: str, tables: list[tuple[str, str]]) -> Iterato
     labels = {attribute: _Labels(attribute) for attribute in _LABEL_SETS}
     columns = [("image", "file"), *((name, name) for name in (*labels, _GROUP))]
     for split, table in tables:
-        for place, cells in _cells.read(root / table, table, columns):
-            file = _cells.text(cells["file"])
+        for place, cells in tabular.read(root / table, table, columns):
+            file = tabular.text(cells["file"])
             yield SourceRow(
                 where=f"{table}, {place}",
                 image_id=file or "",
                 image=file and f"{prefix}{file}",
                 split=split,
                 labels={name: each.label(cells[name]) for name, each in labels.items()},
-                groups={_GROUP: _cells.text(cells[_GROUP])},
+                groups={_GROUP: tabular.text(cells[_GROUP])},
             )
 
 
@@ -189,13 +188,13 @@ def _hugging_face(root: Path, files: list[tuple[str, str]]) -> Iterator[SourceRo
     labels = {attribute: _Labels(attribute) for attribute in _LABEL_SETS}
     numbers = Counter[str]()
     for split, file in files:
-        schema = _cells.schema(root / file, file)
+        schema = tabular.schema(root / file, file)
         image = "image" if "image" in schema.names else "file"
         columns = [("image", image), *((name, name) for name in (*labels, _GROUP))]
         names = _numbered(schema, root, file)
-        for place, cells in _cells.read(root / file, file, columns):
+        for place, cells in tabular.read(root / file, file, columns):
             where = f"{file}, {place}"
-            data, path = _cells.image(cells[image], where)
+            data, path = tabular.image(cells[image], where)
             texts = {name: _text(name, cells[name], names, where) for name in labels}
             yield SourceRow(
                 where=where,
@@ -203,7 +202,7 @@ def _hugging_face(root: Path, files: list[tuple[str, str]]) -> Iterator[SourceRo
                 image=data,
                 split=split,
                 labels={name: each.label(texts[name]) for name, each in labels.items()},
-                groups={_GROUP: _cells.text(cells[_GROUP])},
+                groups={_GROUP: tabular.text(cells[_GROUP])},
             )
             numbers[split] += 1
 
@@ -221,7 +220,7 @@ def _text(
     attribute: str, cell: Any, names: Mapping[str, tuple[str, ...]], where: str
 ) -> str | None:
     if attribute not in names or cell is None:
-        return _cells.text(cell)
+        return tabular.text(cell)
     number, known = int(cell), names[attribute]
     if number == _class_labels.NO_LABEL:
         return None

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from facescan import attributes
-from facescan.datasets import Dataset, Example, Rejected, Source, SourceRow, _cells, _folder
+from facescan import attributes, tabular
+from facescan.datasets import Dataset, Example, Rejected, Source, SourceRow, _folder
 from facescan.errors import DataError, UsageError
 
 _IMAGE_SUFFIXES = {
@@ -53,7 +53,8 @@ class FixedSplit(_Strict):
     value: str
 
 
-def _as_column(given: Any) -> Any:
+def as_column(given: Any) -> Any:
+    """A `LabelColumn` that may be given by its column alone."""
     return {"column": given} if isinstance(given, str) else given
 
 
@@ -68,7 +69,7 @@ class TableOptions(_Strict):
     """Column with a path relative to the source, with bytes, or with both (Hugging Face)."""
     id: str | None = None
     """Column; default: the image's path, or the table's name and row."""
-    labels: dict[str, Annotated[LabelColumn, BeforeValidator(_as_column)]] = Field(
+    labels: dict[str, Annotated[LabelColumn, BeforeValidator(as_column)]] = Field(
         default_factory=dict
     )
     """Attribute -> column, or column, label set and map."""
@@ -81,7 +82,13 @@ class TableOptions(_Strict):
     revision: str = ""
 
 
-def _label_set(attribute: str, column: LabelColumn) -> attributes.LabelSet:
+def label_set_of(attribute: str, column: LabelColumn) -> attributes.LabelSet:
+    """The label set that a column's labels are in.
+
+    Raises:
+        UsageError: there is no such attribute or label set, nothing says which of several it is,
+            or the column's map names a label that is not in it.
+    """
     known = attributes.load(attribute)
     if column.label_set is not None:
         label_set = known.label_set(column.label_set)
@@ -105,7 +112,7 @@ def _described(options: TableOptions) -> Dataset[TableOptions]:
         name=options.name,
         licence=options.licence,
         revision=options.revision,
-        label_sets={name: _label_set(name, c).name for name, c in options.labels.items()},
+        label_sets={name: label_set_of(name, c).name for name, c in options.labels.items()},
         values=tuple(options.values),
         groups=tuple(options.groups),
     )
@@ -130,7 +137,7 @@ def _tables(source: Source[TableOptions]) -> list[Path]:
         if not found:
             raise DataError(f"{root}: no file '{pattern}' in it")
         return found
-    found = sorted(path for path in root.iterdir() if path.suffix.lower() in _cells.SUFFIXES)
+    found = sorted(path for path in root.iterdir() if path.suffix.lower() in tabular.SUFFIXES)
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise UsageError(f"{root}: several tables; say which with `table:` ({names})")
@@ -160,7 +167,7 @@ def _table_rows(source: Source[TableOptions], tables: list[Path]) -> Iterator[So
     labels = {name: _Labels(name, column) for name, column in options.labels.items()}
     for table in tables:
         name = table.relative_to(source.root).as_posix()
-        for place, cells in _cells.read(table, name, columns):
+        for place, cells in tabular.read(table, name, columns):
             yield _row(options, labels, f"{name}, {place}", cells)
 
 
@@ -185,12 +192,12 @@ class _Labels:
         self.column = column.column
         self._map = column.map
         self._canonical = {
-            label.casefold(): label for label in _label_set(attribute, column).labels
+            label.casefold(): label for label in label_set_of(attribute, column).labels
         }
 
     def label(self, value: Any) -> str | None:
         """The label that a cell means; an unknown text is returned as it is."""
-        text = _cells.text(value)
+        text = tabular.text(value)
         if text is None or text in self._map:
             return self._map.get(text) if text is not None else None
         return self._canonical.get(text.casefold(), text)
@@ -199,22 +206,22 @@ class _Labels:
 def _row(
     options: TableOptions, labels: Mapping[str, _Labels], where: str, cells: Mapping[str, Any]
 ) -> SourceRow:
-    image, path = _cells.image(cells[options.image or ""], where)
-    split = _cells.text(cells[options.split]) if isinstance(options.split, str) else _split(options)
+    image, path = tabular.image(cells[options.image or ""], where)
+    split = options.split
     return SourceRow(
         where=where,
-        image_id=(path or where) if options.id is None else (_cells.text(cells[options.id]) or ""),
+        image_id=(path or where) if options.id is None else (tabular.text(cells[options.id]) or ""),
         image=image,
-        split=split or "",
-        subject_id=_cells.text(cells[options.subject]) if options.subject is not None else None,
+        split=(tabular.text(cells[split]) or "") if isinstance(split, str) else _split(options),
+        subject_id=tabular.text(cells[options.subject]) if options.subject is not None else None,
         labels={name: each.label(cells[each.column]) for name, each in labels.items()},
         values={n: _number(cells[c], where, c) for n, c in options.values.items()},
-        groups={name: _cells.text(cells[column]) for name, column in options.groups.items()},
+        groups={name: tabular.text(cells[column]) for name, column in options.groups.items()},
     )
 
 
 def _number(cell: Any, where: str, column: str) -> float | None:
-    text = _cells.text(cell)
+    text = tabular.text(cell)
     if text is None:
         return None
     try:

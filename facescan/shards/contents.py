@@ -76,11 +76,11 @@ class ShardRow:
     groups: Mapping[str, str | None] = field(default_factory=dict)
 
     def cells(self, contents: Contents) -> list[Any]:
-        """The values of all columns, in the order of the schema."""
+        """The values of all columns, in the order of the schema; of the image, of its fields."""
         return [
             self.image_id,
             self.image_sha256,
-            {"bytes": self.data, "path": self.path},
+            (self.data, self.path),
             contents.dataset,
             self.split,
             self.subject_id,

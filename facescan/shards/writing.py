@@ -1,7 +1,7 @@
 """Rows -> Parquet shards, in bounded memory, nothing half-written under a final name."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -69,10 +69,10 @@ class _SplitWriter:
         _, writer, digest = self._open or self._start()
         for cells in self._rows:
             digest.update(cells[:IMAGE_COLUMN] + cells[IMAGE_COLUMN + 1 :])
-        columns = zip(*self._rows, strict=True)
+        columns = list(zip(*self._rows, strict=True))
         arrays = [
-            pa.array(column, field.type)
-            for column, field in zip(columns, self._schema, strict=True)
+            _structs(column, field.type) if place == IMAGE_COLUMN else pa.array(column, field.type)
+            for place, (column, field) in enumerate(zip(columns, self._schema, strict=True))
         ]
         writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
         self._rows_in_shard += len(self._rows)
@@ -116,6 +116,13 @@ class _SplitWriter:
     def discard(self, error: BaseException) -> None:
         # The context managers of an unfinished file delete it when they are left by an error.
         self._file.__exit__(type(error), error, error.__traceback__)
+
+
+def _structs(rows: Sequence[tuple[Any, ...]], type_: pa.StructType) -> pa.StructArray:
+    """Field by field: from a dict for each row Arrow takes four times as long."""
+    values = zip(*rows, strict=True)
+    fields = [pa.array(column, field.type) for column, field in zip(values, type_, strict=True)]
+    return pa.StructArray.from_arrays(fields, fields=list(type_))
 
 
 class ShardWriter:

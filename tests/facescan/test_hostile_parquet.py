@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from facescan import shards
-from facescan.datasets import _cells
+from facescan import shards, tabular
 from facescan.errors import DataError
 from facescan.shards import Contents, ShardRow, ShardWriter, pages
 
@@ -170,7 +169,7 @@ def refusal(path: Path) -> str:
     with pytest.raises(DataError) as as_shards:
         shards.open(str(path))
     with pytest.raises(DataError) as as_table:
-        next(iter(_cells.read(path, str(path), [("image", "image")])))
+        next(iter(tabular.read(path, str(path), [("image", "image")])))
     assert str(as_shards.value) == str(as_table.value)
     return str(as_shards.value)
 
@@ -198,7 +197,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import ray.data
 from facescan import shards
-from facescan.datasets import _cells
+from facescan import tabular
 from facescan.errors import DataError
 canary, how, *paths = sys.argv[1:]
 for path in paths:
@@ -211,7 +210,7 @@ for path in paths:
         if Path(canary).exists():
             Path(canary).rmdir()
         continue
-    for read in (shards.open, lambda p: list(_cells.read(Path(p), p, [("image", "image")]))):
+    for read in (shards.open, lambda p: list(tabular.read(Path(p), p, [("image", "image")]))):
         try:
             read(path)
         except DataError as error:
@@ -288,7 +287,7 @@ def test_what_pandas_says_of_its_objects_is_never_interpreted(tmp_path: Path, ca
     metadata = {**(table.schema.metadata or {}), b"pandas": pandas.encode()}
     pq.write_table(table.replace_schema_metadata(metadata), path)
     assert shards.open(str(path)).rows == 1
-    assert len(list(_cells.read(path, "t", [("image", "image")]))) == 1
+    assert len(list(tabular.read(path, "t", [("image", "image")]))) == 1
     assert not canary.exists()
 
 
@@ -386,7 +385,7 @@ def announcing_a_page_of(size: int, path: Path) -> None:
 def read_failure(path: Path, columns: list[str]) -> str:
     """Why the rows are refused, by both who read them; the footer must be right."""
     with pytest.raises(DataError) as caught:
-        next(iter(_cells.read(path, str(path), [(name, name) for name in columns])))
+        next(iter(tabular.read(path, str(path), [(name, name) for name in columns])))
     opened = shards.open(str(path))
     with pytest.raises(DataError) as as_shards:
         next(opened.read(opened.row_groups, columns))
@@ -423,7 +422,7 @@ def test_a_column_of_lists_is_refused_as_one_row_could_hold_them_all(tmp_path: P
         shards.open(str(path))
     columns = [("image", "image"), ("extra", "extra")]
     with pytest.raises(DataError, match=r"column 'extra\.list\.element' holds lists"):
-        next(iter(_cells.read(path, str(path), columns)))
+        next(iter(tabular.read(path, str(path), columns)))
 
 
 def sizes_read(path: Path) -> list[int]:
@@ -480,7 +479,7 @@ def test_noise_in_a_file_is_refused_or_read_but_raises_nothing_else(tmp_path: Pa
             opened = shards.open(str(path))
             for _ in opened.read(opened.row_groups, ["image_id", "image"]):
                 pass
-            for _ in _cells.read(path, "t", [("image", "image"), ("id", "image_id")]):
+            for _ in tabular.read(path, "t", [("image", "image"), ("id", "image_id")]):
                 pass
         except DataError:
             refused += 1
@@ -511,13 +510,13 @@ _READ_ALL = """
 import sys
 from pathlib import Path
 from facescan import shards
-from facescan.datasets import _cells
+from facescan import tabular
 how, path = sys.argv[1:]
 if how == "shards":
     opened = shards.open(path)
     rows = sum(table.num_rows for table in opened.read(opened.row_groups, ["image_id", "image"]))
 else:
-    rows = sum(1 for _ in _cells.read(Path(path), path, [("image", "image")]))
+    rows = sum(1 for _ in tabular.read(Path(path), path, [("image", "image")]))
 status = Path("/proc/self/status").read_text()
 peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
 print(rows, int(peak.split()[1]) // 1024)

@@ -29,8 +29,14 @@ Cells = Iterator[tuple[str, Mapping[str, Any]]]
 """Where in the file, and column -> cell: text in CSV, Python values in Parquet."""
 
 
-def read(path: Path, name: str, columns: Columns) -> Cells:
+def read(path: Path, name: str, columns: Columns, needed: str = "image") -> Cells:
     """The rows of one file; errors call it `name`.
+
+    Args:
+        path: of the file.
+        name: of it, for people.
+        columns: those that are read.
+        needed: what one of `columns` must be for.
 
     Raises:
         DataError: not such a file, damaged, or without one of the columns, which is found out
@@ -39,7 +45,8 @@ def read(path: Path, name: str, columns: Columns) -> Cells:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise DataError(f"{name}: neither of {', '.join(sorted(SUFFIXES))}")
-    return _parquet(path, name, columns) if suffix == ".parquet" else _csv(path, name, columns)
+    reader = _parquet if suffix == ".parquet" else _csv
+    return reader(path, name, columns, needed)
 
 
 def image(cell: Any, where: str) -> tuple[bytes | str | None, str | None]:
@@ -65,10 +72,10 @@ def text(cell: Any) -> str | None:
     return str(cell).strip() or None
 
 
-def _check(columns: Columns, found: Sequence[str], name: str) -> None:
-    if "image" not in dict(columns):
+def _check(columns: Columns, found: Sequence[str], name: str, needed: str) -> None:
+    if needed not in dict(columns):
         raise DataError(
-            f"{name}: say in a YAML file which column holds the image (`image: COLUMN`); "
+            f"{name}: say in a YAML file which column holds the {needed} (`{needed}: COLUMN`); "
             f"columns: {', '.join(found)}"
         )
     for setting, column in columns:
@@ -79,13 +86,13 @@ def _check(columns: Columns, found: Sequence[str], name: str) -> None:
             )
 
 
-def _csv(path: Path, name: str, columns: Columns) -> Cells:
+def _csv(path: Path, name: str, columns: Columns, needed: str) -> Cells:
     # Python's reader and not Arrow's: an id 007 stays what it is, and errors know their line.
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, delimiter=_DELIMITERS[path.suffix.lower()], strict=True)
         try:
             header = next(lines, [])
-            _check(columns, header, name)
+            _check(columns, header, name, needed)
             positions = {column: header.index(column) for _, column in columns}
             for cells in lines:
                 if not cells:
@@ -100,6 +107,24 @@ def _csv(path: Path, name: str, columns: Columns) -> Cells:
             raise DataError(f"{name}, after line {lines.line_num}: {error}") from error
 
 
+def columns(path: Path, name: str) -> list[str]:
+    """The names of a table's columns; errors call it `name`.
+
+    Raises:
+        DataError: not such a file, or damaged.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return schema(path, name).names
+    if suffix not in SUFFIXES:
+        raise DataError(f"{name}: neither of {', '.join(sorted(SUFFIXES))}")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return next(csv.reader(file, delimiter=_DELIMITERS[suffix], strict=True), [])
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{name}: {error}") from error
+
+
 def schema(path: Path, name: str) -> pa.Schema:
     """Columns and metadata of a Parquet file; errors call it `name`.
 
@@ -110,10 +135,10 @@ def schema(path: Path, name: str) -> pa.Schema:
         return parquet.schema_arrow
 
 
-def _parquet(path: Path, name: str, columns: Columns) -> Cells:
+def _parquet(path: Path, name: str, columns: Columns, needed: str) -> Cells:
     wanted = list(dict.fromkeys(column for _, column in columns))
     with _opened(path, name) as (file, parquet, groups):
-        _check(columns, parquet.schema_arrow.names, name)
+        _check(columns, parquet.schema_arrow.names, name, needed)
         number = 0
         for batch in _batches(file, parquet, groups, wanted, name):
             for cells in batch.to_pylist():
