@@ -17,9 +17,10 @@ refusal that was cut off is still a refusal; everything else cut off is `truncat
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from math import exp, fsum, inf
 
 from facescan import attributes as attribute_files
 from facescan.mentions import (
@@ -137,6 +138,23 @@ def read(
         return Reading(outcome)
     cut = finish_reason == FinishReason.LENGTH
     return _read(((attribute, label_set, offered),), answer_mode, text or "", cut)[0]
+
+
+def probabilities(
+    offered: Sequence[tuple[str, str]], logprobs: Mapping[str, float]
+) -> dict[str, float]:
+    """The share of each label in the probability of all that was offered; none where it has none.
+
+    Args:
+        offered: pairs (offered text, label).
+        logprobs: natural, of each offered text, to any common constant.
+    """
+    highest = max(logprobs.values(), default=-inf)
+    if highest == -inf:
+        return {}
+    # Differences, as the probabilities themselves may be too small for a float.
+    total = fsum(exp(logprob - highest) for logprob in logprobs.values())
+    return {label: exp(logprobs.get(text, -inf) - highest) / total for text, label in offered}
 
 
 def _unread(text: str | None, finish_reason: str | None) -> Outcome | None:

@@ -222,14 +222,17 @@ _PREDICTION_FIELDS: "list[pa.Field[Any]]" = [
     pa.field("request_id", pa.string(), nullable=False),
     pa.field("outcome", pa.string(), nullable=False),
     pa.field("label", pa.string()),
+    pa.field("probability", pa.float64()),
     pa.field("asked_label_set", pa.string(), nullable=False),
     pa.field("target", pa.string()),
     pa.field("target_label_set", pa.string()),
     pa.field("parser_version", pa.string(), nullable=False),
 ]
 PREDICTION_SCHEMA = pa.schema(_PREDICTION_FIELDS)
-"""The fixed columns, which are the key (`dataset` to `protocol`) and what was found. The shard's
-`label_*`, `value_*` and `group_*` columns follow them under their own names."""
+"""The fixed columns, which are the key (`dataset` to `protocol`) and what was found. `probability`
+is the share of `label` in the probability that the model gave to all offered labels, between 0 and
+1; null where there is no label or no log-probability. The shard's `label_*`, `value_*` and
+`group_*` columns follow them under their own names."""
 
 
 _IMAGE_FIELDS: list[tuple[str, pa.DataType]] = [("bytes", pa.binary()), ("path", pa.string())]

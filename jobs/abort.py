@@ -10,11 +10,11 @@ from facescan import shards
 from facescan.errors import DataError
 from facescan.run import folder as run_folder
 from facescan.run import journal, lease, manifest, predictions
-from facescan.run.folder import RunFolder
-from facescan.run.selection import sample
+from facescan.run.folder import RunFolder, writing
+from facescan.run.selection import image_ids, sample
 from jobs import batch_records
 from jobs.batches import Batches
-from jobs.run import SAMPLE, image_ids, writing
+from jobs.run import SAMPLE
 from jobs.stop_signals import stoppable
 
 

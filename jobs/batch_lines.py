@@ -9,7 +9,7 @@ from typing import Self, cast
 
 import pyarrow as pa
 
-from facescan.decoding import DecodePool, Pixels
+from facescan.decoding import DecodePool, Pixels, memory_for
 from facescan.errors import BadImage
 from facescan.run.plan import Plan
 from facescan.types import EncodedImage, Question, request_id
@@ -24,9 +24,6 @@ from serving.tokens import ImageSettings
 _IMAGES_AT_ONCE = 64
 _PIXEL_BYTES_AT_ONCE = 256 * 1024 * 1024
 """Of decoded images together; a larger one is alone."""
-
-_BYTES_PER_PIXEL = 24
-"""Address space that decoding takes at most, docs/measured.md."""
 
 Asked = list[tuple[str, Question]]
 """Key and question of each request about one image."""
@@ -46,9 +43,8 @@ class Preparation:
         self._held = ExitStack()
 
     def __enter__(self) -> Self:
-        limits, cores = self._work.limits, os.cpu_count() or 1
-        memory = max(1 << 30, _BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes)
-        self._decoders = DecodePool(cores, memory_bytes=memory)
+        cores = os.cpu_count() or 1
+        self._decoders = DecodePool(cores, memory_bytes=memory_for(self._work.limits))
         self._held.enter_context(closing(self._decoders))
         self._threads = self._held.enter_context(ThreadPoolExecutor(cores))
         return self

@@ -68,6 +68,9 @@ class RunConfig(BaseSettings):
     """Ask models behind an API through their Batch API: cheaper, and within a day."""
     replicas: int | None = Field(default=None, ge=1)
     """Engine actors per model; None: one for each GPU (group), or one on a machine without."""
+    gpus: int | None = Field(default=None, ge=1)
+    """Of each engine, where the cluster may have to start nodes for them; None: the card's, or as
+    many as the model is split over where the cluster has any."""
     ray_address: str | None = None
     """None: a local Ray of the run's own, except inside a submitted Ray job."""
     object_store_mb: int = Field(default=512, ge=128)

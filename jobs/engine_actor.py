@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 
 from facescan import images, registry
-from facescan.decoding import DecodePool
+from facescan.decoding import DecodePool, memory_for
 from facescan.errors import (
     AccessDenied,
     BadImage,
@@ -65,9 +65,6 @@ FAILURES = {
 }
 """What an actor may end with, by name. Ray wraps exceptions until their type is lost, so an actor
 hands its reason over in a row."""
-
-_BYTES_PER_PIXEL = 24
-"""Address space that decoding takes at most: 17 were seen (WebP, four copies), docs/measured.md."""
 
 _KILLS_ENGINES = (
     "the engine's process died each time this was asked, the last time with nothing else asked "
@@ -128,6 +125,7 @@ class EngineActor:
         }
         self._failure: dict[str, str] | None = None
         self._uncounted = Counter[str]()
+        self._counts: list[Any] = []
         self._beside = _Beside()
         self._stopped: asyncio.Future[None] | None = None
         self._stop = asyncio.Event()
@@ -150,9 +148,7 @@ class EngineActor:
                 duty.accounts.forget(self._worker)
         for folder in duty.include_path:
             registry.include(folder)
-        limits = duty.limits
-        memory = max(1 << 30, _BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes)
-        self._decoders = DecodePool(leg.share.cpus, memory_bytes=memory)
+        self._decoders = DecodePool(leg.share.cpus, memory_bytes=memory_for(duty.limits))
         settings = EngineSettings(self._decoders, leg.share.gpus, leg.share.cpus, account)
         module = engines.module(leg.card.engine)
         self._engine: Engine = module.load(leg.card, leg.checkpoint, settings)
@@ -208,6 +204,7 @@ class EngineActor:
             # What could not be written is still waiting, and `_durable` says why.
             await asyncio.gather(regularly, asking, return_exceptions=True)
         await self._durable()
+        await self._counted()
 
     def _end(self) -> None:
         self._stop.set()
@@ -224,6 +221,7 @@ class EngineActor:
                 await self._ask_group([requests[key] for key in group])
             # The next group may end this process.
             await self._durable()
+            await self._counted()
         for key in plan.condemned:
             cause = EngineError(_KILLS_ENGINES)
             self._take(engines.failed(key, self._engine.info, cause, latency_s=0.0))
@@ -242,6 +240,7 @@ class EngineActor:
             raise
         except EngineError as error:
             await self._durable()
+            await self._counted()
             await self._watch.dies.remote(self._worker, str(error))
             # A fresh process, with a fresh engine; Ray would go on with this one.
             os._exit(1)
@@ -302,7 +301,16 @@ class EngineActor:
             raise
         if counts:
             name = self._duty.leg.card.name
-            self._watch.count.remote(self._worker, name, dict(counts))
+            self._counts.append(self._watch.count.remote(self._worker, name, dict(counts)))
+
+    async def _counted(self) -> None:
+        """Wait until the watch has all counts.
+
+        What is only sent is lost where this process dies, and the driver may look before it is
+        there. Not for each call, which would be slower by a tenth.
+        """
+        counts, self._counts = self._counts, []
+        await asyncio.gather(*counts)
 
     async def _requests(self, batch: pa.Table) -> dict[str, Request]:
         """The requests still to ask about a batch, by key; unusable images get their replies."""

@@ -1,6 +1,6 @@
 """What a run asks of its models: questions, grouped by the weights that answer them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from facescan import attributes as attribute_files
@@ -27,6 +27,10 @@ class Pass:
     questions: tuple[Question, ...]
     preprocessing: str
     numerics: Mapping[str, str]
+
+
+Asking = Callable[[RunConfig, Mapping[str, str]], list[Pass]]
+"""The passes of a configuration over a dataset with these label sets, by attribute."""
 
 
 def passes(config: RunConfig, label_sets: Mapping[str, str]) -> list[Pass]:

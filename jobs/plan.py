@@ -14,12 +14,12 @@ from facescan.errors import BadImage
 from facescan.run import ledger, manifest
 from facescan.run.folder import RunFolder
 from facescan.run.plan import plan as open_requests
-from facescan.run.selection import sample
+from facescan.run.selection import image_ids, sample
 from facescan.shards import Shards
 from facescan.types import Question
 from jobs.config import RunConfig
 from jobs.passes import Pass, passes
-from jobs.run import SAMPLE, SAMPLE_SIZE, image_ids
+from jobs.run import SAMPLE, SAMPLE_SIZE
 from serving import estimate, tokens
 from serving.engines import hosted
 from serving.tokens import HostedOptions

@@ -13,14 +13,14 @@ from typing import Any
 from rich.console import Console
 
 from facescan import __version__, datasets, registry, shards
-from facescan.errors import EngineUnavailable, StorageError, UsageError
+from facescan.errors import EngineUnavailable, UsageError
 from facescan.run import folder as run_folder
 from facescan.run import journal, lease, manifest, predictions
-from facescan.run.folder import RunFolder
+from facescan.run.folder import RunFolder, writing
 from facescan.run.lease import Lease
 from facescan.run.manifest import Manifest
 from facescan.run.plan import Plan, plan
-from facescan.run.selection import sample
+from facescan.run.selection import image_ids, sample
 from facescan.shards import Shards
 from facescan.storage import LocalStorage
 from jobs import account, batch_records, batches, cluster, pipeline, record, uploads
@@ -30,7 +30,7 @@ from jobs.config import RunConfig
 from jobs.engine_actor import Leg
 from jobs.follow import Follower, Threshold
 from jobs.ingest import ingest
-from jobs.passes import Pass, passes
+from jobs.passes import Asking, Pass, passes
 from jobs.pipeline import Work
 from jobs.progress import Progress
 from jobs.stop_signals import StopSignals, stoppable
@@ -44,11 +44,16 @@ SAMPLE_SIZE = 1_000
 """Its pictures where no limit is given."""
 
 
-def run(config: RunConfig, console: Console) -> RunFolder:
+def run(config: RunConfig, console: Console, asking: Asking = passes) -> RunFolder:
     """Ask what the configuration names and has no answer yet, and build the predictions.
 
     Nothing is written before the configuration has been found to work. Predictions are built even
     where the answering is cut short: what has no reply yet is `pending` in them.
+
+    Args:
+        config: of the run.
+        console: for people.
+        asking: what is asked of the configuration's models, where that is not one protocol.
 
     Raises:
         UsageError: something named does not exist or does not fit, or another command is working
@@ -70,10 +75,10 @@ def run(config: RunConfig, console: Console) -> RunFolder:
         if config.dataset == SAMPLE:
             _check_place_of_sample(folder)
             config = config.model_copy(update={"limit": config.limit or SAMPLE_SIZE})
-            planned, data = passes(config, datasets.load(SAMPLE).label_sets), None
+            planned, data = asking(config, datasets.load(SAMPLE).label_sets), None
         else:
             data = shards.open(config.dataset, config.split)
-            planned = passes(config, data.label_sets)
+            planned = asking(config, data.label_sets)
             record.of(config, folder, data, planned)
         if config.batch:
             batches.check(config, planned)
@@ -105,18 +110,6 @@ class _Run:
     record: Manifest
     lease: Lease
     signals: StopSignals
-
-
-@contextmanager
-def writing(folder: RunFolder) -> Iterator[None]:
-    """Errors of the file system, here or where engines run, as one that says what to do."""
-    try:
-        yield
-    except (OSError, StorageError) as error:
-        raise StorageError(
-            f"{folder.root.location}: {error}. What is there is whole: when the cause is gone, "
-            "the same command again continues"
-        ) from error
 
 
 def _tidy(folder: RunFolder, console: Console) -> None:
@@ -151,7 +144,12 @@ def _connect(config: RunConfig, planned: Sequence[Pass], signals: StopSignals) -
     cluster.connect(config.ray_address, config.object_store_bytes, config.replicas)
     signals.listen()
     return [
-        Leg(each.card, each.checkpoint, each.questions, cluster.share(each.card, config.replicas))
+        Leg(
+            each.card,
+            each.checkpoint,
+            each.questions,
+            cluster.share(each.card, config.replicas, config.gpus),
+        )
         for each in planned
     ]
 
@@ -212,10 +210,11 @@ def _announce(to_ask: Sequence[tuple[Pass, Plan]], console: Console) -> None:
     if not to_ask:
         console.print("every request has its reply; nothing is asked", highlight=False)
     for each, its in to_ask:
-        asked = ", ".join(name for question in each.questions for name in question.attributes)
+        asked = dict.fromkeys(name for question in each.questions for name in question.attributes)
+        protocols = dict.fromkeys(question.protocol for question in each.questions)
         console.print(
-            f"{each.card.name}: {its.requests:,} requests about {asked}; "
-            f"protocol {each.questions[0].protocol}, engine {each.card.engine}",
+            f"{each.card.name}: {its.requests:,} requests about {', '.join(asked)}; "
+            f"protocol {', '.join(protocols)}, engine {each.card.engine}",
             highlight=False,
             soft_wrap=True,
         )
@@ -312,9 +311,3 @@ def _generated(
     data = shards.open(str(place), config.split)
     # A larger sample holds the smaller one unchanged, so a run may grow from one to the other.
     return replace(data, digest=f"{SAMPLE}:{__version__}:{config.seed}")
-
-
-def image_ids(data: Shards) -> Iterator[str]:
-    """Of every row, in order."""
-    for batch in data.labels():
-        yield from map(str, batch.column("image_id").to_pylist())

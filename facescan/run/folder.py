@@ -1,10 +1,12 @@
 """The places inside a run folder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from facescan import storage
-from facescan.errors import UsageError
+from facescan.errors import StorageError, UsageError
 from facescan.storage import LocalStorage, Storage
 
 MANIFEST = "manifest.json"
@@ -57,6 +59,22 @@ class RunFolder:
     def is_run(self) -> bool:
         """Whether a run was begun here."""
         return self.root.exists(MANIFEST)
+
+
+@contextmanager
+def writing(folder: RunFolder) -> Iterator[None]:
+    """Errors of the file system, here or where engines run, as one that says what to do.
+
+    Raises:
+        StorageError: in the place of an OSError.
+    """
+    try:
+        yield
+    except (OSError, StorageError) as error:
+        raise StorageError(
+            f"{folder.root.location}: {error}. What is there is whole: when the cause is gone, "
+            "the same command again continues"
+        ) from error
 
 
 def existing(location: str) -> RunFolder:

@@ -50,6 +50,23 @@ class AnsweredBy(BaseModel):
     """Dtype, attention and the like."""
 
 
+class Imported(BaseModel):
+    """Where answers came from that nobody asked for here."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: str
+    """Its name, without the folders it was in."""
+    sha256: str
+    format: str
+    """How it was read: a module of `facescan.foreign`."""
+    rows: int
+    images: int
+    """Of the dataset, that a row was found to be of."""
+    counted: dict[str, int]
+    """What was not as it should be: what -> how often."""
+
+
 class Combination(BaseModel):
     """One attribute asked of one model under one protocol."""
 
@@ -75,6 +92,8 @@ class Combination(BaseModel):
     """Settings of the engine that can change an answer."""
     answered_by: AnsweredBy | None = None
     """None before anything was answered."""
+    imported: Imported | None = None
+    """None where facescan asked."""
 
     @property
     def key(self) -> tuple[str, str, str]:

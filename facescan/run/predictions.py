@@ -21,6 +21,7 @@ from facescan.storage import Storage
 from facescan.types import (
     LABEL_SET_KEY,
     PREDICTION_SCHEMA,
+    AnswerMode,
     Question,
     request_id,
 )
@@ -29,7 +30,7 @@ _PASSED_ON = ("label_", "value_", "group_")
 """Prefixes of the shard columns that go into the predictions under their own names."""
 
 _FOUND = f"""
-    SELECT asked.*, reply.raw_response, reply.finish_reason, reply.error_kind
+    SELECT asked.*, reply.* EXCLUDE (request_id, created_at, attempts)
     FROM asked LEFT JOIN ({journal.COUNTING_REPLIES}) AS reply USING (request_id)
     ORDER BY dataset, split, image_id
 """
@@ -38,6 +39,8 @@ _ANSWER = ("raw_response", "finish_reason", "error_kind")
 """What a parser reads; all null where there is no reply."""
 
 _OF_REPLY = ("request_id", "created_at", "attempts", *_ANSWER)
+
+_LOGPROBS = "label_logprobs"
 
 _ROWS_PER_BATCH = 50_000
 
@@ -60,10 +63,15 @@ def build(
             )
             connection.register("asked", asked)
             names = journal.files(folder.replies).names
-            connection.register("replies", journal.reader(folder.replies, names, _OF_REPLY))
+            columns = (*_OF_REPLY, _LOGPROBS) if _has_logprobs(question) else _OF_REPLY
+            connection.register("replies", journal.reader(folder.replies, names, columns))
             found = connection.sql(_FOUND).to_arrow_reader(_ROWS_PER_BATCH)
             rows += _write(folder.predictions, scratch, question, shards, found)
     return rows
+
+
+def _has_logprobs(question: Question) -> bool:
+    return question.answer_mode is AnswerMode.SCORE
 
 
 def _passed_on(shards: Shards) -> list["pa.Field[Any]"]:
@@ -147,6 +155,7 @@ def _table(
         "parser_version": parse.PARSER_VERSION,
         "outcome": pa.array([reading.outcome for reading in readings], pa.string()),
         "label": pa.array([reading.label for reading in readings], pa.string()),
+        "probability": _probabilities(question, position, batch, readings),
         "target": batch.column(target) if has_target else None,
     }
     columns = {}
@@ -154,6 +163,22 @@ def _table(
         value = found[field.name] if field.name in found else batch.column(field.name)
         columns[field.name] = value if isinstance(value, pa.Array) else _all(value, batch, field)
     return pa.table(columns, schema=schema)
+
+
+def _probabilities(
+    question: Question, position: int, batch: pa.RecordBatch, readings: Sequence[parse.Reading]
+) -> "pa.Array[Any] | None":
+    """The share of each reading's label in the probability of all that was offered."""
+    if not _has_logprobs(question):
+        return None
+    logprobs = batch.column(_LOGPROBS).to_pylist()
+    shares = [
+        None
+        if reading.label is None
+        else parse.probabilities(question.offered[position], dict(each or ())).get(reading.label)
+        for reading, each in zip(readings, logprobs, strict=True)
+    ]
+    return pa.array(shares, pa.float64())
 
 
 def _all(value: object, batch: pa.RecordBatch, field: "pa.Field[Any]") -> Any:

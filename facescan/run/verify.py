@@ -35,7 +35,7 @@ AGAIN = "the same `facescan run` command again"
 _ROUNDING_USD = 1e-6
 """Of sums of many floats."""
 
-_GENERATED = "sample:"
+GENERATED = "sample:"
 """Begins the recorded digest of a dataset that was drawn into the run folder."""
 
 _EXAMPLES = 3
@@ -64,7 +64,7 @@ _MISSING_ROWS = f"SELECT image_id FROM rebuilt ANTI JOIN found USING ({_KEY})"
 _UNASKED_ROWS = f"SELECT image_id FROM found ANTI JOIN rebuilt USING ({_KEY})"
 _IMAGES = "SELECT count(*) FROM (SELECT DISTINCT dataset, split, image_id FROM found)"
 
-_READ_BY_PARSER = ("outcome", "label")
+_READ_BY_PARSER = ("outcome", "label", "probability")
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,7 @@ def _manifest(folder: RunFolder) -> tuple[Manifest | None, Check]:
 def _dataset(folder: RunFolder, record: Manifest) -> tuple[_Asked | None, Check]:
     """The dataset, if it is still the one that the run was made with."""
     location, expected = record.dataset.location, record.dataset.digest
-    generated = expected.startswith(_GENERATED)
+    generated = expected.startswith(GENERATED)
     if generated:
         # Wherever the run folder was moved to.
         location = f"{folder.root.location}/shards/{Path(location).name}"

@@ -10,13 +10,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from facescan.score.calibration import Calibration
+from facescan.score.compare import Comparison
+from facescan.score.equal_rates import EqualRate
+from facescan.score.groupings import TOGETHER
+from facescan.score.groups import Group, Groups, Spread
 from facescan.score.intervals import Rate
-from facescan.score.metrics import SCORED_OUTCOMES, Score
-from facescan.score.views import Key
+from facescan.score.metrics import Score
+from facescan.score.ordinal import Ordinal
+from facescan.score.views import SCORED_OUTCOMES, Key
 from facescan.storage import Storage
 from facescan.types import Outcome
 
-VERSION = 1
+VERSION = 2
 """Of both files; raised when a key, a column or a definition changes its meaning."""
 
 PARQUET = "metrics.parquet"
@@ -37,7 +43,9 @@ METRICS_SCHEMA = pa.schema(
 _Figures = Iterable[tuple[str, Rate]]
 
 
-def write(folder: Storage, scores: Sequence[Score]) -> tuple[str, str]:
+def write(
+    folder: Storage, scores: Sequence[Score], comparisons: Sequence[Comparison] = ()
+) -> tuple[str, str]:
     """Write `metrics.parquet` and `metrics.json` into `folder`, each whole or not at all.
 
     The bytes depend on the scores alone, so the same predictions give the same files.
@@ -54,13 +62,18 @@ def write(folder: Storage, scores: Sequence[Score]) -> tuple[str, str]:
     parquet = io.BytesIO()
     pq.write_table(table, parquet, compression="zstd")
     folder.write(PARQUET, parquet.getvalue())
-    document = {"version": VERSION, "note": NOTE, "scores": [_entry(score) for score in scores]}
+    document = {
+        "version": VERSION,
+        "note": NOTE,
+        "scores": [_entry(score) for score in scores],
+        "comparisons": [each.entry() for each in comparisons],
+    }
     folder.write(JSON, (json.dumps(document, indent=1) + "\n").encode())
     return f"{folder.location}/{PARQUET}", f"{folder.location}/{JSON}"
 
 
 def _rows(score: Score) -> Iterator[dict[str, Any]]:
-    for name, group, n, answered, figures in _slices(score):
+    for name, group, n, answered, figures in (*_slices(score), *_group_slices(score)):
         for metric, rate in figures:
             yield {
                 **asdict(score.key),
@@ -77,7 +90,7 @@ def _rows(score: Score) -> Iterator[dict[str, Any]]:
 
 def _slices(score: Score) -> Iterator[tuple[str, str, int, int, _Figures]]:
     """(slice, group, model outcomes and answered rows in it, its figures)."""
-    overall = [*_headline(score), *_outcomes(score.outcomes)]
+    overall = [*_headline(score), *_more(score), *_outcomes(score.outcomes)]
     yield "all", "", score.n, score.n_answered, overall
     for c in score.classes:
         figures = [
@@ -85,7 +98,7 @@ def _slices(score: Score) -> Iterator[tuple[str, str, int, int, _Figures]]:
             ("n_predicted", _plain(c.predicted)),
             ("precision", c.precision),
             ("recall", c.recall),
-            ("f1", _plain(c.f1)),
+            ("f1", c.f1),
         ]
         yield "class", c.label, c.support, c.answered, figures
     confusion = _confusion(score)
@@ -93,12 +106,60 @@ def _slices(score: Score) -> Iterator[tuple[str, str, int, int, _Figures]]:
         for column, count in confusion[c.label].items():
             cell = [("confusion", _plain(count))]
             yield f"target:{c.label}", column, c.support, c.answered, cell
+    for each in score.calibration.bins if score.calibration else ():
+        figures = [("confidence", _plain(each.confidence)), ("accuracy", each.accuracy)]
+        yield "calibration", f"{each.low:.1f}-{each.high:.1f}", each.n, each.n, figures
     if score.n_unlabelled:
         n = sum(score.unlabelled[o] for o in SCORED_OUTCOMES)
         answered = score.unlabelled[Outcome.ANSWERED]
         yield "unlabelled", "", n, answered, _outcomes(score.unlabelled)
         for column, count in _unlabelled(score).items():
             yield "unlabelled", column, n, answered, [("confusion", _plain(count))]
+
+
+def _group_slices(score: Score) -> Iterator[tuple[str, str, int, int, _Figures]]:
+    for groups in score.groups:
+        name = f"by:{groups.name}"
+        compared = [each for each in groups.groups if not each.suppressed]
+        n, answered = sum(g.n for g in compared), sum(g.n_answered for g in compared)
+        yield name, "", n, answered, _across(groups)
+        for group in groups.groups:
+            yield name, TOGETHER.join(group.name), group.n, group.n_answered, _of_group(group)
+
+
+def _across(groups: Groups) -> _Figures:
+    figures = [("accuracy", groups.pooled)]
+    tests = [("accuracy", groups.equal_rate), *groups.tests]
+    for name, test in tests:
+        if test is not None:
+            figures += [(f"equal_rate_p:{name}", _plain(test.p_holm))]
+    for name, spread in (("difference", groups.largest_gap), ("ratio", groups.ratio)):
+        if spread is not None:
+            figures += [
+                (name, Rate(spread.value, spread.low, spread.high)),
+                (f"{name}_corrected", _plain(spread.corrected)),
+            ]
+    return [
+        *figures,
+        ("equalized_odds_difference", _plain(groups.equalized_odds_difference)),
+        ("demographic_parity_difference", _plain(groups.demographic_parity_difference)),
+    ]
+
+
+def _of_group(group: Group) -> _Figures:
+    if group.suppressed:
+        return [("suppressed", _plain(1))]
+    figures = [
+        ("accuracy", group.accuracy),
+        ("accuracy_simultaneous", group.simultaneous),
+        ("accuracy_answered", group.accuracy_answered),
+        ("balanced_accuracy", _plain(group.balanced_accuracy)),
+        ("macro_f1", _plain(group.macro_f1)),
+    ]
+    if group.ordinal is not None:
+        figures += [(name, _plain(value)) for name, value in asdict(group.ordinal).items()]
+    figures += [(f"rate_{outcome}", rate) for outcome, rate in group.outcomes]
+    return [*figures, *((f"selection_rate:{label}", _plain(v)) for label, v in group.selection)]
 
 
 def _headline(score: Score) -> _Figures:
@@ -108,14 +169,31 @@ def _headline(score: Score) -> _Figures:
         ("n_correct", _plain(score.n_correct)),
         ("n_outside_view", _plain(score.n_outside_view)),
         ("n_run_failures", _plain(score.n_run_failures)),
-        ("n_excluded", _plain(score.tally.excluded)),
+        ("n_excluded", _plain(score.n_excluded)),
         ("n_unlabelled", _plain(score.n_unlabelled)),
         ("accuracy", score.accuracy),
         ("accuracy_answered", score.accuracy_answered),
         ("accuracy_worst", _plain(score.accuracy_worst)),
         ("accuracy_best", _plain(score.accuracy_best)),
-        ("macro_f1", _plain(score.macro_f1)),
+        ("balanced_accuracy", score.balanced_accuracy),
+        ("macro_f1", score.macro_f1),
     ]
+
+
+_INTERVALS = ("accuracy", "accuracy_answered", "balanced_accuracy", "macro_f1")
+"""The headline figures that have one."""
+
+
+def _more(score: Score) -> Iterator[tuple[str, Rate]]:
+    if score.ordinal is not None:
+        yield "off_by_one", score.ordinal.off_by_one
+        yield "mae_bins", score.ordinal.mae_bins
+        yield "quadratic_kappa", _plain(score.ordinal.quadratic_kappa)
+        if score.ordinal.mae_years is not None:
+            yield "mae_years", score.ordinal.mae_years
+    if score.calibration is not None:
+        yield "ece", _plain(score.calibration.ece)
+        yield "brier", _plain(score.calibration.brier)
 
 
 def _outcomes(outcomes: dict[Outcome, int]) -> _Figures:
@@ -135,25 +213,25 @@ def _column(outcome: Outcome, label: str | None) -> str:
 
 def _columns(score: Score) -> list[str]:
     others = [_column(outcome, None) for outcome in Outcome if outcome is not Outcome.SPURIOUS]
-    return [_column(Outcome.ANSWERED, label) for label in score.tally.labels] + others
+    return [_column(Outcome.ANSWERED, label) for label in score.tally.labels.labels] + others
 
 
 def _confusion(score: Score) -> dict[str, dict[str, int]]:
     """Rows by target, then by column, without empty cells, in the order of labels and outcomes."""
-    cells: Counter[tuple[str, str]] = Counter()
-    for (target, outcome, label), n in score.tally.scored.items():
+    cells: Counter[tuple[str | None, str]] = Counter()
+    for (target, outcome, label), n in score.tally.met(score.tally.scored).items():
         cells[target, _column(outcome, label)] += n
     columns = _columns(score)
     return {
         target: {column: cells[target, column] for column in columns if cells[target, column]}
-        for target in score.tally.labels
+        for target in score.tally.labels.labels
     }
 
 
 def _unlabelled(score: Score) -> dict[str, int]:
     """Answers given where there is no target: rows by column, without empty cells."""
     cells: Counter[str] = Counter()
-    for (outcome, label), n in score.tally.unlabelled.items():
+    for (_, outcome, label), n in score.tally.met(score.tally.unlabelled).items():
         if outcome is Outcome.ANSWERED:
             cells[_column(outcome, label)] += n
     return {column: cells[column] for column in _columns(score) if cells[column]}
@@ -161,15 +239,21 @@ def _unlabelled(score: Score) -> dict[str, int]:
 
 def _entry(score: Score) -> dict[str, Any]:
     headline = {
-        metric: _interval(rate) if metric in ("accuracy", "accuracy_answered") else rate.value
+        metric: _interval(rate) if metric in _INTERVALS else rate.value
         for metric, rate in _headline(score)
     }
     columns = _columns(score)
     confusion = _confusion(score)
+    labels = score.tally.labels.labels
     return {
         **asdict(score.key),
         "complete": score.complete,
         **headline,
+        "intervals": {
+            "method": "wilson" if score.subjects is None else "clustered",
+            "subjects": score.subjects,
+            "remark": remark(score),
+        },
         "outcomes": {str(outcome): n for outcome, n in score.outcomes.items()},
         "zero_support": list(score.zero_support),
         "classes": [
@@ -179,20 +263,124 @@ def _entry(score: Score) -> dict[str, Any]:
                 "n_predicted": c.predicted,
                 "precision": _interval(c.precision),
                 "recall": _interval(c.recall),
-                "f1": c.f1,
+                "f1": _interval(c.f1),
             }
             for c in score.classes
         ],
         "confusion": {
-            "targets": list(score.tally.labels),
+            "targets": list(labels),
             "columns": columns,
-            "counts": [[confusion[t].get(c, 0) for c in columns] for t in score.tally.labels],
+            "counts": [[confusion[t].get(c, 0) for c in columns] for t in labels],
         },
+        "ordinal": score.ordinal and _ordinal(score.ordinal),
+        "calibration": score.calibration and _calibration(score.calibration),
+        "groups": [_groups(each) for each in score.groups],
         "unlabelled": {
             "outcomes": {str(outcome): n for outcome, n in score.unlabelled.items()},
             "answers": _unlabelled(score),
         },
     }
+
+
+def remark(score: Score) -> str:
+    """How far the intervals can be trusted, for people."""
+    if score.subjects is None:
+        return (
+            "Subjects are not known: rows are taken as independent. Several pictures of one "
+            "person, several persons in one picture and near duplicates are not, and then the "
+            "intervals are too narrow."
+        )
+    clustered = f"Clustered by {score.subjects:,} subjects."
+    if not score.n_without_subject:
+        return clustered
+    return (
+        f"{clustered} {score.n_without_subject:,} rows have no subject and are taken as subjects "
+        "of their own."
+    )
+
+
+def _ordinal(ordinal: Ordinal) -> dict[str, Any]:
+    return {
+        "off_by_one": _interval(ordinal.off_by_one),
+        "mae_bins": _interval(ordinal.mae_bins),
+        "quadratic_kappa": ordinal.quadratic_kappa,
+        "mae_years": ordinal.mae_years and _interval(ordinal.mae_years),
+    }
+
+
+def _calibration(calibration: Calibration) -> dict[str, Any]:
+    return {
+        "n": calibration.n,
+        "ece": calibration.ece,
+        "brier": calibration.brier,
+        "bins": [
+            {
+                "low": each.low,
+                "high": each.high,
+                "n": each.n,
+                "confidence": each.confidence,
+                "accuracy": _interval(each.accuracy),
+            }
+            for each in calibration.bins
+        ],
+    }
+
+
+def _groups(groups: Groups) -> dict[str, Any]:
+    return {
+        "by": list(groups.by),
+        "source": groups.source,
+        "min_cell": groups.min_cell,
+        "n_ungrouped": groups.ungrouped,
+        "cells": [_cell(each) for each in groups.groups],
+        "pooled": _interval(groups.pooled),
+        "equal_rate": _test(groups.equal_rate),
+        "largest_gap": _spread(groups.largest_gap),
+        "ratio": _spread(groups.ratio),
+        "worst": groups.worst
+        and {"group": list(groups.worst[0]), "accuracy": _interval(groups.worst[1])},
+        "equalized_odds_difference": groups.equalized_odds_difference,
+        "demographic_parity_difference": groups.demographic_parity_difference,
+        "outcome_tests": {str(outcome): _test(test) for outcome, test in groups.tests},
+        "findings": list(groups.findings()),
+        "remarks": list(groups.remarks),
+    }
+
+
+def _cell(group: Group) -> dict[str, Any]:
+    return {
+        "group": list(group.name),
+        "n": group.n,
+        "n_answered": group.n_answered,
+        "subjects": group.subjects,
+        "suppressed": group.suppressed,
+        "few": group.few,
+        "accuracy": _interval(group.accuracy),
+        "simultaneous": _interval(group.simultaneous),
+        "accuracy_answered": _interval(group.accuracy_answered),
+        "balanced_accuracy": group.balanced_accuracy,
+        "macro_f1": group.macro_f1,
+        "ordinal": group.ordinal and asdict(group.ordinal),
+        "outcome_rates": {str(outcome): _interval(rate) for outcome, rate in group.outcomes},
+        "selection_rates": dict(group.selection),
+    }
+
+
+def _test(test: EqualRate | None) -> dict[str, Any] | None:
+    return None if test is None else asdict(test)
+
+
+def _spread(spread: Spread | None) -> dict[str, float] | None:
+    return (
+        None
+        if spread is None
+        else {
+            "value": spread.value,
+            "corrected": spread.corrected,
+            "ci_low": spread.low,
+            "ci_high": spread.high,
+        }
+    )
 
 
 def _interval(rate: Rate) -> dict[str, float | None]:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from facescan.score.intervals import Rate
 from facescan.score.metrics import Score
+from facescan.score.output import remark
 from facescan.types import RUN_OUTCOMES, Outcome
 
 # A line break is where a cell may be folded.
@@ -47,8 +48,10 @@ def show(scores: Sequence[Score], console: Console) -> None:
         _print_rows(together, names, console)
         for score in together:
             name = names[_asked(score)].replace("\n", " ")
-            for remark in _remarks(score):
-                _line(console, f"{name}: {remark}" if name else remark)
+            for said in _remarks(score):
+                _line(console, f"{name}: {said}" if name else said)
+        for line in (*_intervals(together), *_by_group(together, names)):
+            _line(console, line)
         _line(console, "")
 
 
@@ -135,7 +138,7 @@ def _cells(score: Score) -> tuple[str, ...]:
         f"{score.n - score.n_answered:,}",
         _interval(score.accuracy),
         _interval(score.accuracy_answered),
-        _percent(score.macro_f1),
+        _percent(score.macro_f1.value),
     )
 
 
@@ -156,7 +159,7 @@ def _interval(rate: Rate) -> str:
 
 def _remarks(score: Score) -> Iterator[str]:
     """What a reader of the row must know, one line each."""
-    name = _name(score).replace("\n", " ")
+    name = _row_name(score)
     if score.n_run_failures:
         yield (
             f"* {name} incomplete: {score.n_run_failures:,} more rows failed in the run "
@@ -169,12 +172,55 @@ def _remarks(score: Score) -> Iterator[str]:
             f"{star}{name}: {score.n_unlabelled:,} rows have no target and are not scored "
             f"({_which(score.unlabelled, frozenset(Outcome))})."
         )
-    if score.tally.excluded:
-        yield f"{name}: {score.tally.excluded:,} rows left out, their target is not in the view."
+    if score.n_excluded:
+        yield f"{name}: {score.n_excluded:,} rows left out, their target is not in the view."
     if score.n_outside_view:
         yield f"{name}: {score.n_outside_view:,} answers are not in the view and count as wrong."
-    if score.tally.spurious:
-        yield f"{name}: {score.tally.spurious:,} persons listed who are not there, not in n."
+    if score.n_spurious:
+        yield f"{name}: {score.n_spurious:,} persons listed who are not there, not in n."
+
+
+def _intervals(scores: Sequence[Score]) -> Iterator[str]:
+    """How far the intervals hold."""
+    for said in sorted({remark(score) for score in scores if score.n}):
+        yield f"Intervals: {said}"
+
+
+def _by_group(scores: Sequence[Score], names: Mapping[_Asked, str]) -> Iterator[str]:
+    """What differs between groups, one line each, and what was looked at besides.
+
+    Of one view only, the asked set where there is one: in others the same rows say the same again.
+    """
+    tested = compared = 0
+    for score in _in_one_view(scores):
+        name = names[_asked(score)].replace("\n", " ")
+        where = f"{name}: {_row_name(score)}" if name else _row_name(score)
+        for groups in score.groups:
+            yield from (f"{where}: {finding}" for finding in groups.findings())
+            tests = [test for _, test in groups.tests]
+            tests += [groups.equal_rate] if groups.equal_rate else []
+            tested += len(tests)
+            compared += sum(not test.found for test in tests)
+    if tested:
+        by = ", ".join(dict.fromkeys(g.name for score in scores for g in score.groups))
+        yield (
+            f"By group ({by}): {compared:,} of {tested:,} tests of accuracy and outcomes found no "
+            "difference; metrics.json has every figure, and other views."
+        )
+
+
+def _in_one_view(scores: Sequence[Score]) -> Iterator[Score]:
+    """One score of each combination."""
+    chosen: dict[tuple[str, ...], Score] = {}
+    for score in scores:
+        combination = score.tally.counts.combination
+        if combination not in chosen or score.key.view == score.key.asked_label_set:
+            chosen[combination] = score
+    yield from chosen.values()
+
+
+def _row_name(score: Score) -> str:
+    return _name(score).replace("\n", " ")
 
 
 def _which(outcomes: dict[Outcome, int], among: frozenset[Outcome]) -> str:

@@ -9,17 +9,21 @@ views, which may be partial:
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+from functools import cached_property
 
-import pyarrow as pa
+import numpy as np
 
-from facescan.attributes import Attribute, View
+from facescan.attributes import Attribute, LabelSet, View
 from facescan.errors import DataError
-from facescan.score.counts import COMBINATION
-from facescan.types import Outcome
+from facescan.score.coding import Ints
+from facescan.score.counts import COMBINATION, Cell, Counts
+from facescan.score.subjects import Mask
+from facescan.types import MODEL_OUTCOMES, RUN_OUTCOMES, Outcome
+
+SCORED_OUTCOMES = MODEL_OUTCOMES - {Outcome.SPURIOUS}
+"""The outcomes that accuracy divides by; persons who are not there are counted apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,82 +40,139 @@ class Key:
     view: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Tally:
-    """The rows of one combination in one view, each counted in exactly one of the last four.
+    """The rows of one combination in one view.
+
+    Cells are numbered as in `counts`. A row counts in exactly one of: `scored`, `unlabelled`,
+    `excluded`, `spurious`.
 
     Attributes:
-        labels: the view's labels, in the label set's order.
-        scored: rows whose target is in the view: (target, outcome, label) in the view's labels;
-            `label` is None for all that is not an answer, and for an answer outside the view.
-        unlabelled: rows without a target: (outcome, label), `label` as in `scored`.
-        excluded: rows whose target has no place in the view.
-        spurious: persons that a model listed and that are not there; they have no target.
+        labels: the view's label set.
+        target: by cell, the position of the target in the view's labels; -1 where there is none,
+            or where it has no place in the view.
+        label: by cell, the same of the answer; -1 for all that is not an answer as well.
+        outcomes: by cell.
+        without_target: cells whose rows have no target at all.
     """
 
     key: Key
-    labels: tuple[str, ...]
-    scored: Counter[tuple[str, Outcome, str | None]]
-    unlabelled: Counter[tuple[Outcome, str | None]]
-    excluded: int
-    spurious: int
+    labels: LabelSet
+    counts: Counts
+    target: Ints
+    label: Ints
+    outcomes: tuple[Outcome, ...]
+    without_target: Mask
+
+    def of(self, outcomes: Iterable[Outcome]) -> Mask:
+        """The cells with one of these outcomes, wherever they count."""
+        among = frozenset(outcomes)
+        return np.array([each in among for each in self.outcomes], np.bool_)
+
+    @cached_property
+    def scored(self) -> Mask:
+        """Cells whose target is in the view, run outcomes included."""
+        return np.asarray((self.target >= 0) & ~self.spurious)
+
+    @cached_property
+    def unlabelled(self) -> Mask:
+        """Cells without a target, run outcomes included."""
+        return self.without_target & ~self.spurious
+
+    @cached_property
+    def spurious(self) -> Mask:
+        """Cells of persons that a model listed and that are not there."""
+        return self.of({Outcome.SPURIOUS})
+
+    @cached_property
+    def excluded(self) -> Mask:
+        """Cells whose target has no place in the view."""
+        return ~(self.scored | self.unlabelled | self.spurious)
+
+    @cached_property
+    def tried(self) -> Mask:
+        """Cells that accuracy divides by: scored, and with an outcome of the model."""
+        return self.scored & self.of(SCORED_OUTCOMES)
+
+    @cached_property
+    def answered(self) -> Mask:
+        """Those of `tried` that are answered, with whatever label."""
+        return self.scored & self.of({Outcome.ANSWERED})
+
+    @cached_property
+    def correct(self) -> Mask:
+        """Those of `tried` that are right."""
+        return np.asarray(self.tried & (self.label == self.target))
+
+    @cached_property
+    def failed(self) -> Mask:
+        """Scored cells with an outcome of the run."""
+        return self.scored & self.of(RUN_OUTCOMES)
+
+    def rows(self, cells: Mask) -> int:
+        """How many rows these cells have."""
+        return int(self.counts.n[cells].sum())
+
+    def by_outcome(self, cells: Mask) -> dict[Outcome, int]:
+        """How the rows of these cells divide into every outcome, zeros included."""
+        found = dict.fromkeys(Outcome, 0)
+        for cell in np.flatnonzero(cells).tolist():
+            found[self.outcomes[cell]] += int(self.counts.n[cell])
+        return found
+
+    def met(self, cells: Mask) -> Counter[tuple[str | None, Outcome, str | None]]:
+        """Rows by (target, outcome, label) in the view's labels."""
+        names = (*self.labels.labels, None)
+        found: Counter[tuple[str | None, Outcome, str | None]] = Counter()
+        for cell in np.flatnonzero(cells).tolist():
+            met = names[self.target[cell]], self.outcomes[cell], names[self.label[cell]]
+            found[met] += int(self.counts.n[cell])
+        return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    outcome: Outcome
-    label: str | None
-    target: str | None
-    target_label_set: str | None
-    n: int
-
-
-def tallies(counts: pa.Table, load: Callable[[str], Attribute]) -> Iterator[Tally]:
-    """Every score that can be taken of `counts`, sorted by key, views in the attribute's order.
+def tallies(counts: Iterable[Counts], load: Callable[[str], Attribute]) -> Iterator[Tally]:
+    """Every score that can be taken of `counts`, views in the attribute's order.
 
     A view is taken where both the asked set and a target set lead into it. Where there are no
     targets, or none that meets the answers in any view, the answers are seen in their own set.
 
     Args:
-        counts: of `COUNTS_SCHEMA`, in any order.
+        counts: of any number of combinations.
         load: the attribute of a name, such as `facescan.attributes.load`.
 
     Raises:
         DataError: a row contradicts the outcome vocabulary or its label sets.
         UsageError: an attribute has no label set of a name that occurs in `counts`.
     """
-
-    def combination(row: dict[str, Any]) -> tuple[str, ...]:
-        return tuple(row[name] for name in COMBINATION)
-
-    for names, group in groupby(sorted(counts.to_pylist(), key=combination), key=combination):
-        combined = dict(zip(COMBINATION, names, strict=True))
+    for each in counts:
+        combined = dict(zip(COMBINATION, each.combination, strict=True))
         attribute = load(combined["attribute"])
         asked = combined["asked_label_set"]
-        rows = [_checked(row, attribute, asked) for row in group]
-        for view in _views(attribute, asked, rows):
-            yield _tally(Key(**combined, view=view), attribute, rows)
+        cells = [_checked(cell, attribute, asked) for cell in each.cells]
+        for view in _views(attribute, asked, cells):
+            yield _tally(Key(**combined, view=view), attribute, cells, each)
 
 
-def _checked(row: Mapping[str, Any], attribute: Attribute, asked: str) -> _Row:
-    """The row, if its values can be what it says they are."""
-    answer, target, target_set = row["label"], row["target"], row["target_label_set"]
-    if row["outcome"] not in set(Outcome):
-        raise DataError(f"predictions hold '{row['outcome']}', which is no outcome")
-    outcome = Outcome(row["outcome"])
-    if outcome is not Outcome.ANSWERED:
-        answer = None
-    elif answer not in attribute.label_set(asked).labels:
-        raise DataError(f"predictions hold the answer '{answer}', which is not in {asked}")
-    if target is not None and (
-        target_set is None or target not in attribute.label_set(target_set).labels
+def _checked(cell: Cell, attribute: Attribute, asked: str) -> Cell:
+    """The cell, if its values can be what it says they are; a label is an answer's alone."""
+    if cell.outcome not in set(Outcome):
+        raise DataError(f"predictions hold '{cell.outcome}', which is no outcome")
+    if cell.outcome != Outcome.ANSWERED:
+        cell = cell._replace(label=None)
+    elif cell.label not in attribute.label_set(asked).labels:
+        raise DataError(f"predictions hold the answer '{cell.label}', which is not in {asked}")
+    if cell.target is not None and (
+        cell.target_label_set is None
+        or cell.target not in attribute.label_set(cell.target_label_set).labels
     ):
-        raise DataError(f"predictions hold the target '{target}', which is not in {target_set}")
-    return _Row(outcome, answer, target, target_set, row["n"])
+        raise DataError(
+            f"predictions hold the target '{cell.target}', which is not in {cell.target_label_set}"
+        )
+    return cell
 
 
-def _views(attribute: Attribute, asked: str, rows: Iterable[_Row]) -> list[str]:
-    target_sets = {row.target_label_set for row in rows if row.target is not None}
+def _views(attribute: Attribute, asked: str, cells: Iterable[Cell]) -> list[str]:
+    target_sets = {cell.target_label_set for cell in cells if cell.target is not None}
     found = [
         label_set.name
         for label_set in attribute.label_sets
@@ -121,23 +182,25 @@ def _views(attribute: Attribute, asked: str, rows: Iterable[_Row]) -> list[str]:
     return found or [asked]
 
 
-def _tally(key: Key, attribute: Attribute, rows: Iterable[_Row]) -> Tally:
-    labels = attribute.label_set(key.view).labels
+def _tally(key: Key, attribute: Attribute, cells: Iterable[Cell], counts: Counts) -> Tally:
+    labels = attribute.label_set(key.view)
+    places = {label: place for place, label in enumerate(labels.labels)}
     answers = attribute.view(key.asked_label_set, key.view)
-    scored: Counter[tuple[str, Outcome, str | None]] = Counter()
-    unlabelled: Counter[tuple[Outcome, str | None]] = Counter()
-    excluded = spurious = 0
-    for row in rows:
-        label = _seen(row.label, answers)
-        if row.outcome is Outcome.SPURIOUS:
-            spurious += row.n
-        elif row.target is None or row.target_label_set is None:
-            unlabelled[row.outcome, label] += row.n
-        elif target := _seen(row.target, attribute.view(row.target_label_set, key.view)):
-            scored[target, row.outcome, label] += row.n
-        else:
-            excluded += row.n
-    return Tally(key, labels, scored, unlabelled, excluded, spurious)
+    targets = [
+        None
+        if cell.target is None or cell.target_label_set is None
+        else _seen(cell.target, attribute.view(cell.target_label_set, key.view))
+        for cell in cells
+    ]
+    return Tally(
+        key=key,
+        labels=labels,
+        counts=counts,
+        target=np.array([places.get(each, -1) if each else -1 for each in targets], np.int64),
+        label=np.array([places.get(_seen(cell.label, answers) or "", -1) for cell in cells]),
+        outcomes=tuple(Outcome(cell.outcome) for cell in cells),
+        without_target=np.array([cell.target is None for cell in cells], np.bool_),
+    )
 
 
 def _seen(label: str | None, view: View | None) -> str | None:

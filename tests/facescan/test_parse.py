@@ -277,7 +277,7 @@ text_of_words = st.lists(
 ).map(" ".join)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     text=st.one_of(st.text(), text_of_words),
     finish_reason=st.sampled_from([None, *FinishReason]),
@@ -298,7 +298,7 @@ def test_any_text_is_read_as_something(
         assert parser.readings(text, FinishReason.STOP)[0].outcome is not Outcome.UNPARSED
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.one_of(st.text(), text_of_words))
 def test_any_text_is_read_for_every_attribute_asked(text: str) -> None:
     assert len(JOINT.readings(text, FinishReason.LENGTH)) == 3

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,7 @@ from rich.console import Console
 from facescan import storage
 from facescan.errors import DataError, UnknownNameError, UsageError
 from jobs.score import score
-from tests.facescan.score.hats import Row, failed, row, write
+from tests.facescan.score.hats import Row, failed, row, table, write
 
 
 def race(label: str | None, target: str, outcome: str = "answered") -> Row:
@@ -100,6 +101,61 @@ def test_an_unfinished_file_of_the_run_is_not_read(tmp_path: Path) -> None:
     score(str(run), quiet())
 
 
+def grouped(run: Path, **flags: Any) -> list[dict[str, Any]]:
+    folder = score(str(run), quiet(), **flags)
+    entries = json.loads(folder.read("metrics.json"))["scores"]
+    found: list[dict[str, Any]] = next(e for e in entries if e["view"] == "race-7")["groups"]
+    return found
+
+
+def people(folder: Path) -> Path:
+    rows = [
+        {
+            **race("White" if number % 3 else "Black", "White"),
+            "image_id": str(number),
+            "label_race": "White",
+            "group_gender": "Female" if number % 2 else "Male",
+        }
+        for number in range(60)
+    ]
+    run = run_of(folder)
+    pq.write_table(table(rows), run / "predictions" / "1.parquet")
+    return run
+
+
+def test_scores_are_by_every_column_of_people_unless_others_are_asked_for(tmp_path: Path) -> None:
+    run = people(tmp_path / "run")
+    assert [each["by"] for each in grouped(run)] == [["gender"], ["race"], ["gender", "race"]]
+    assert grouped(run, group_by=["none"]) == []
+    (only,) = grouped(run, group_by=["gender"], min_cell=25)
+    assert [(c["group"], c["n"]) for c in only["cells"]] == [(["Female"], 30), (["Male"], 30)]
+    assert (only["min_cell"], only["source"]) == (25, "labels")
+    with pytest.raises(UsageError, match="no column 'shoe'"):
+        grouped(run, group_by=["shoe"])
+
+
+def test_another_run_s_answers_can_make_groups(tmp_path: Path) -> None:
+    run, other = people(tmp_path / "run"), people(tmp_path / "other")
+    (found,) = grouped(run, groups_from=str(other), groups_model="seer")
+    assert (found["by"], found["source"]) == (["predicted_race"], f"predicted by seer in {other}")
+    assert [(c["group"], c["n"]) for c in found["cells"]] == [(["Black"], 20), (["White"], 40)]
+    with pytest.raises(UsageError, match="not a run folder"):
+        grouped(run, groups_from=str(tmp_path))
+    with pytest.raises(UsageError, match="give both"):
+        grouped(run, groups_model="seer")
+
+
+def test_models_that_were_asked_the_same_are_compared(tmp_path: Path) -> None:
+    both = [race("White", "White"), {**race("Black", "White"), "model": "oracle"}]
+    run = run_of(tmp_path / "run", both)
+    document = json.loads(score(str(run), quiet()).read("metrics.json"))
+    assert {(c["a"]["model"], c["b"]["model"]) for c in document["comparisons"]} == {
+        ("oracle", "seer")
+    }
+    alone = run_of(tmp_path / "alone", both[:1])
+    assert json.loads(score(str(alone), quiet()).read("metrics.json"))["comparisons"] == []
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"not a run folder.*facescan run"):
         score(str(tmp_path), quiet())
@@ -126,6 +182,6 @@ def test_bad_predictions_write_no_scores(tmp_path: Path) -> None:
 
 
 def test_scoring_needs_neither_ray_nor_an_engine() -> None:
-    heavy = "{'ray', 'torch', 'vllm', 'transformers', 'sklearn', 'scipy'}"
+    heavy = "{'ray', 'torch', 'vllm', 'transformers', 'sklearn', 'scipy.stats', 'pandas'}"
     check = f"import sys, jobs.score; sys.exit(bool({heavy} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", check], check=True)

@@ -12,6 +12,7 @@ from sklearn.metrics import (
     confusion_matrix,
     f1_score,
     precision_recall_fscore_support,
+    recall_score,
 )
 
 from facescan.attributes import Attribute, LabelSet
@@ -19,12 +20,11 @@ from facescan.score import metrics
 from facescan.score.metrics import Score
 from facescan.score.views import tallies
 from facescan.types import RUN_OUTCOMES, Outcome
-from tests.facescan.score.hats import Row, failed, load, row
-from tests.facescan.score.test_views import counts
+from tests.facescan.score.hats import Row, counted, failed, load, row
 
 
 def scores(*rows: Row) -> dict[str, Score]:
-    found = [metrics.of(tally) for tally in tallies(counts(rows), load)]
+    found = [metrics.of(tally) for tally in tallies(counted(rows), load)]
     return {score.key.view: score for score in found}
 
 
@@ -53,7 +53,7 @@ def test_equal_to_scikit_learn(seed: int) -> None:
         row(answer, target, outcome="answered" if answer else "refused")
         for answer, target in zip(answers, targets, strict=True)
     ]
-    (tally,) = tallies(counts(rows), lambda _: toy)
+    (tally,) = tallies(counted(rows, load=lambda _: toy), lambda _: toy)
     score = metrics.of(tally)
 
     compare(score, labels, targets, [answer or "(refused)" for answer in answers])
@@ -75,15 +75,21 @@ def compare(
         assert found.support == support[i]
         assert nan(found.precision.value) == close(precision[i])
         assert nan(found.recall.value) == close(recall[i])
-        assert nan(found.f1) == close(f1[i])
+        assert nan(found.f1.value) == close(f1[i])
     supported = [label for label in labels if label in targets]
-    assert score.macro_f1 == close(f1_score(targets, answers, labels=supported, average="macro"))
+    assert score.macro_f1.value == close(
+        f1_score(targets, answers, labels=supported, average="macro")
+    )
+    assert score.balanced_accuracy.value == close(
+        recall_score(targets, answers, labels=supported, average="macro")
+    )
     assert score.zero_support == tuple(label for label in labels if label not in targets)
     matrix = confusion_matrix(targets, answers, labels=[*labels, "(refused)"])
+    met = score.tally.met(score.tally.scored)
     for i, target in enumerate(labels):
         for j, label in enumerate(labels):
-            assert score.tally.scored[target, Outcome.ANSWERED, label] == matrix[i, j]
-        assert score.tally.scored[target, Outcome.REFUSED, None] == matrix[i, -1]
+            assert met[target, Outcome.ANSWERED, label] == matrix[i, j]
+        assert met[target, Outcome.REFUSED, None] == matrix[i, -1]
 
 
 def test_no_answer_is_wrong_in_accuracy_and_absent_from_accuracy_answered() -> None:
@@ -115,7 +121,7 @@ def test_bounds_of_a_complete_score_are_its_accuracy() -> None:
 def test_with_run_failures_alone_only_the_bounds_are_known() -> None:
     score = scores(failed("provider_error", "cap"))["hat-4"]
     assert score.accuracy.value is None
-    assert score.macro_f1 is None
+    assert score.macro_f1.value is None
     assert (score.accuracy_worst, score.accuracy_best) == (0.0, 1.0)
 
 
@@ -153,7 +159,7 @@ ANY_ROW = st.one_of(
 @given(st.lists(ANY_ROW, min_size=1, max_size=40))
 def test_every_row_is_in_one_count_of_every_view(rows: list[Row]) -> None:
     for score in scores(*rows).values():
-        parts = (score.n, score.n_run_failures, score.n_unlabelled, score.tally.excluded)
+        parts = (score.n, score.n_run_failures, score.n_unlabelled, score.n_excluded)
         assert sum(parts) + score.outcomes[Outcome.SPURIOUS] == len(rows)
         assert sum(score.outcomes.values()) == (
             score.n + score.n_run_failures + score.outcomes[Outcome.SPURIOUS]

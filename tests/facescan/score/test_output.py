@@ -1,7 +1,9 @@
 """The two files: exact columns, the same bytes for the same predictions, whole or not at all."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -10,8 +12,20 @@ import pytest
 from facescan import storage
 from facescan.score import metrics, output
 from facescan.score.views import tallies
-from tests.facescan.score.hats import Row, failed, load, row
-from tests.facescan.score.test_views import counts
+from tests.facescan.score.hats import Row, counted, failed, load, row
+
+GROUPED: list[Row] = [
+    row(
+        ("cap", "none", "crown")[number % 3],
+        ("cap", "cap", "crown", "none")[number % 4],
+        subject_id=f"s{number % 37}" if number % 5 else None,
+        probability=(number % 7 + 1) / 9,
+        group_light=("dim", "bright", "dark")[number % 11 % 3],
+        label_race="White" if number % 2 else "Black",
+    )
+    for number in range(300)
+] + [failed("refused", "cap", group_light="dim", label_race="Black")] * 9
+"""With subjects, probabilities and groups."""
 
 ROWS = [
     row("cap", "cap"),
@@ -25,8 +39,10 @@ ROWS = [
 ]
 
 
-def written(folder: Path, rows: list[Row]) -> tuple[Path, Path]:
-    scores = [metrics.of(tally) for tally in tallies(counts(rows), load)]
+def written(
+    folder: Path, rows: list[Row], by: Sequence[str] = ("none",), min_cell: int = 20
+) -> tuple[Path, Path]:
+    scores = [metrics.of(tally, min_cell) for tally in tallies(counted(rows, by), load)]
     parquet, text = output.write(storage.at(folder), scores)
     return Path(parquet), Path(text)
 
@@ -46,7 +62,7 @@ def test_the_columns_are_those_of_the_design(tmp_path: Path) -> None:
         *("asked_label_set", "view", "slice", "group", "metric", "value", "ci_low", "ci_high"),
         *("n", "n_answered"),
     ]
-    assert table.schema.metadata[b"facescan.scores_version"] == b"1"
+    assert table.schema.metadata[b"facescan.scores_version"] == b"2"
 
 
 def test_figures_stand_in_long_form(tmp_path: Path) -> None:
@@ -77,9 +93,11 @@ def test_json_says_the_same_as_parquet(tmp_path: Path) -> None:
     assert document["version"] == output.VERSION
     for entry in document["scores"]:
         found = figures(parquet, entry["view"])
-        for name in ("n", "n_excluded", "accuracy_best", "macro_f1"):
+        for name in ("n", "n_excluded", "accuracy_best"):
             assert entry[name] == found["all", "", name]["value"]
-        assert entry["accuracy"]["ci_low"] == found["all", "", "accuracy"]["ci_low"]
+        for name in ("accuracy", "balanced_accuracy", "macro_f1"):
+            for bound in ("value", "ci_low", "ci_high"):
+                assert entry[name][bound] == found["all", "", name][bound]
         matrix = entry["confusion"]
         for target, line in zip(matrix["targets"], matrix["counts"], strict=True):
             for column, n in zip(matrix["columns"], line, strict=True):
@@ -96,7 +114,8 @@ def test_json_keys_are_stable(tmp_path: Path) -> None:
         *("asked_label_set", "view", "complete"),
         *("n", "n_answered", "n_correct", "n_outside_view", "n_run_failures", "n_excluded"),
         *("n_unlabelled", "accuracy", "accuracy_answered", "accuracy_worst", "accuracy_best"),
-        *("macro_f1", "outcomes", "zero_support", "classes", "confusion", "unlabelled"),
+        *("balanced_accuracy", "macro_f1", "intervals", "outcomes", "zero_support", "classes"),
+        *("confusion", "ordinal", "calibration", "groups", "unlabelled"),
     ]
     assert entry["complete"] is False
     assert entry["zero_support"] == ["crown"]
@@ -108,6 +127,59 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     again = written(tmp_path / "2", list(reversed(ROWS)))
     for first, second in zip(once, again, strict=True):
         assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_same_rows_with_subjects_and_groups_give_the_same_bytes(tmp_path: Path) -> None:
+    shuffled = [*GROUPED]
+    Random(1).shuffle(shuffled)
+    once = written(tmp_path / "1", GROUPED, ["light", "race", "light+race"])
+    again = written(tmp_path / "2", shuffled, ["light", "race", "light+race"])
+    for first, second in zip(once, again, strict=True):
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_groups_stand_in_both_files(tmp_path: Path) -> None:
+    parquet, text = written(tmp_path, GROUPED, ["light", "light+race"], min_cell=45)
+    found = figures(parquet)
+    entry = json.loads(text.read_text())["scores"][0]
+    assert entry["intervals"]["method"] == "clustered"
+    assert [each["by"] for each in entry["groups"]] == [["light"], ["light", "race"]]
+    for grouping in entry["groups"]:
+        name = f"by:{'+'.join(grouping['by'])}"
+        for cell in grouping["cells"]:
+            group = "+".join(cell["group"])
+            if cell["suppressed"]:
+                assert found[name, group, "suppressed"]["value"] == 1
+                assert cell["accuracy"] == {"value": None, "ci_low": None, "ci_high": None}
+                continue
+            accuracy = found[name, group, "accuracy"]
+            assert {key: accuracy[key] for key in cell["accuracy"]} == cell["accuracy"]
+            assert (accuracy["n"], accuracy["n_answered"]) == (cell["n"], cell["n_answered"])
+            rate = found[name, group, "rate_refused"]["value"]
+            assert rate == cell["outcome_rates"]["refused"]["value"]
+        assert found[name, "", "difference"]["value"] == grouping["largest_gap"]["value"]
+        test = grouping["equal_rate"]
+        assert found[name, "", "equal_rate_p:accuracy"]["value"] == test["p_holm"]
+    assert any(c["suppressed"] for each in entry["groups"] for c in each["cells"])
+    assert entry["calibration"]["n"] == 300
+    assert found["all", "", "ece"]["value"] == entry["calibration"]["ece"]
+    assert sum(each["n"] for each in entry["calibration"]["bins"]) == 300
+
+
+def test_keys_of_a_grouping_are_stable(tmp_path: Path) -> None:
+    entry = json.loads(written(tmp_path, GROUPED, ["light"])[1].read_text())["scores"][0]
+    (grouping,) = entry["groups"]
+    assert list(grouping) == [
+        *("by", "source", "min_cell", "n_ungrouped", "cells", "pooled", "equal_rate"),
+        *("largest_gap", "ratio", "worst", "equalized_odds_difference"),
+        *("demographic_parity_difference", "outcome_tests", "findings", "remarks"),
+    ]
+    assert list(grouping["cells"][0]) == [
+        *("group", "n", "n_answered", "subjects", "suppressed", "few", "accuracy"),
+        *("simultaneous", "accuracy_answered", "balanced_accuracy", "macro_f1", "ordinal"),
+        *("outcome_rates", "selection_rates"),
+    ]
+    assert list(grouping["equal_rate"]) == ["method", "statistic", "df", "p", "p_holm"]
 
 
 def test_a_failed_write_leaves_the_old_files(

@@ -1,5 +1,6 @@
 """What stands at the terminal, wide, narrow, or none."""
 
+from collections.abc import Sequence
 from io import StringIO
 
 import pytest
@@ -7,13 +8,14 @@ from rich.console import Console
 
 from facescan.score import metrics, table
 from facescan.score.views import tallies
-from tests.facescan.score.hats import Row, failed, load, row
-from tests.facescan.score.test_views import counts
+from tests.facescan.score.hats import Row, counted, failed, load, row
 
 
-def shown(rows: list[Row], width: int = 80, terminal: bool = False) -> str:
+def shown(
+    rows: list[Row], width: int = 80, terminal: bool = False, by: Sequence[str] = ("none",)
+) -> str:
     console = Console(file=StringIO(), width=width, force_terminal=terminal, color_system=None)
-    table.show([metrics.of(tally) for tally in tallies(counts(rows), load)], console)
+    table.show([metrics.of(tally) for tally in tallies(counted(rows, by), load)], console)
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
 
@@ -89,6 +91,36 @@ def test_one_model_asked_twice_is_told_apart_by_its_protocols() -> None:
     text = shown([*ROWS, *other])
     assert "\nhat-4           seer brief (free)  " in text
     assert "\nhat-4           seer neutral (free)" in text
+
+
+def by_light(*, dim: int) -> list[Row]:
+    """Of a hundred rows each 80 are right in bright light, and `dim` in dim light."""
+    right = [("bright", number < 80) for number in range(100)]
+    right += [("dim", number < dim) for number in range(100)]
+    return [row("cap" if hit else "none", "cap", group_light=light) for light, hit in right]
+
+
+def test_findings_by_group_stand_below_the_table_once() -> None:
+    """In one view: in the others the same rows say the same."""
+    lines = shown(by_light(dim=40), by=["light"]).splitlines()
+    (finding,) = (line for line in lines if "differs by" in line)
+    assert finding.startswith("hat-4: Accuracy differs by light (p < 0.001): largest gap 3")
+    assert any(line.startswith("By group (light): 0 of 1 tests") for line in lines)
+
+
+def test_without_a_difference_it_is_said_what_was_looked_at() -> None:
+    text = shown(by_light(dim=79), by=["light"])
+    assert "differs" not in text
+    assert "By group (light): 1 of 1 tests of accuracy and outcomes found no difference" in text
+    assert "By group" not in shown(ROWS)
+
+
+def test_how_far_intervals_hold_is_said() -> None:
+    assert "Intervals: Subjects are not known: rows are taken as independent." in shown(ROWS)
+    known = [row("cap", "cap", subject_id=str(number // 2)) for number in range(20)]
+    assert "Intervals: Clustered by 10 subjects.\n" in shown(known)
+    some = [*known, row("cap", "cap")]
+    assert "Clustered by 10 subjects. 1 rows have no subject and are taken as" in shown(some)
 
 
 @pytest.mark.parametrize("width", [120, 80, 60, 40])

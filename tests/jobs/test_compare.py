@@ -1,0 +1,103 @@
+"""facescan compare RUN [RUN...], on label sets that ship."""
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from facescan.errors import UnknownNameError, UsageError
+from jobs.compare import FILE, compare_runs
+from tests.facescan.score.hats import Row, failed, row, write
+
+SETS = {"attribute": "race", "asked_label_set": "race-7", "target_label_set": "race-7"}
+
+
+def run_of(path: Path, *models: str, right: int = 8, first: int = 0) -> Path:
+    """Each model is asked about 10 pictures; the first is right on `right`, the others on one."""
+    rows: list[Row] = []
+    for position, model in enumerate(models):
+        for image in range(first, first + 10):
+            label = "White" if image - first < (1 if position else right) else "Black"
+            rows.append(row(label, "White", image_id=str(image), model=model, **SETS))
+    write(path / "predictions" / "0.parquet", rows)
+    (path / "manifest.json").write_text("{}")
+    return path
+
+
+def text(console: Console) -> str:
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def quiet() -> Console:
+    return Console(file=StringIO(), width=80)
+
+
+def test_the_models_of_a_run_are_compared_and_written_beside_its_scores(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", "seer", "poet")
+    console = quiet()
+    compare_runs([str(run)], console, views=["race-7"])
+    document = json.loads((run / "scores" / FILE).read_text())
+    (found,) = document["comparisons"]
+    assert (found["a"]["model"], found["b"]["model"]) == ("poet", "seer")
+    assert (found["view"], found["n"]) == ("race-7", 10)
+    assert found["difference"]["value"] == pytest.approx(-0.7)
+    assert found["mcnemar"]["a_only"] == 0
+    assert found["mcnemar"]["b_only"] == 7
+    line = next(line for line in text(console).splitlines() if line.startswith("race-7"))
+    assert line.split()[1:6] == ["poet", "seer", "10", "10.0", "80.0"]
+    assert "-70.0 [-" in line
+    assert line.split()[-2:] == ["0.016", "65.7"]
+    assert text(console).rstrip().endswith(f"{run}/scores/{FILE}")
+
+
+def test_runs_are_told_apart_and_what_only_one_has_is_said(tmp_path: Path) -> None:
+    before = run_of(tmp_path / "before", "seer")
+    after = run_of(tmp_path / "after", "seer", right=3, first=2)
+    console = quiet()
+    output = tmp_path / "found.json"
+    compare_runs([str(before), str(after)], console, views=["race-7"], output=output)
+    (found,) = json.loads(output.read_text())["comparisons"]
+    assert found["not_compared"]["rows_only_a"] == 2
+    assert found["not_compared"]["rows_only_b"] == 2
+    assert "after: seer" in text(console)
+    assert "2 rows are of seer only; not compared." in text(console)
+    assert not (before / "scores").exists()
+
+
+def test_a_terminal_gets_a_table_that_it_can_show(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", "seer", "poet")
+    console = Console(file=StringIO(), width=100, force_terminal=True)
+    compare_runs([str(run)], console)
+    assert max(Text.from_ansi(line).cell_len for line in text(console).splitlines()) <= 100
+
+
+def test_what_is_not_wanted_is_in_no_family(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", "seer", "poet", "third")
+    everything = compare_runs([str(run)], quiet())
+    some = compare_runs([str(run)], quiet(), wanted_attributes=["race"], views=["race-7"])
+    assert {each.family for each in everything} == {len(everything)}
+    assert {each.family for each in some} == {3}
+
+
+def test_names_that_nothing_has_are_refused(tmp_path: Path) -> None:
+    run = str(run_of(tmp_path / "run", "seer", "poet"))
+    with pytest.raises(UnknownNameError, match="shoe"):
+        compare_runs([run], quiet(), wanted_attributes=["shoe"])
+    with pytest.raises(UsageError, match=r"--views race-9: no such label set; known: .*race-7"):
+        compare_runs([run], quiet(), views=["race-9"])
+    with pytest.raises(UsageError, match="twice"):
+        compare_runs([run, f"{run}/"], quiet())
+    with pytest.raises(UsageError, match="not a run folder"):
+        compare_runs([str(tmp_path)], quiet())
+
+
+def test_a_run_with_nothing_to_compare_says_so_and_writes_nothing(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", "seer")
+    write(run / "predictions" / "1.parquet", [failed("refused", None, model="poet", **SETS)])
+    with pytest.raises(UsageError, match="nothing to compare"):
+        compare_runs([str(run)], quiet())
+    assert not (run / "scores").exists()
