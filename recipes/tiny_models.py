@@ -1,9 +1,9 @@
 """What the recipes of the tiny models share: drawn faces, questions, and training from nothing.
 
-A recipe (`train_tiny_paligemma.py`, `train_tiny_llava.py`) says how its architecture is built and
-fed. What a model is asked, and the answers it learns, come from the default protocol of its card;
-the pictures from `facescan.datasets.sample`, half of them cut out around the face as a detector
-would.
+A recipe (`train_tiny_paligemma.py`, `_llava.py`, `_florence.py`) says how its architecture is
+built and fed. What a model is asked, and the answers it learns, come from the default protocol of
+its card; the pictures from `facescan.datasets.sample`, half of them cut out around the face as a
+detector would.
 """
 
 import hashlib
@@ -64,6 +64,7 @@ class Recipe:
         renames: beginnings of names of weights, as transformers has them -> as published
             checkpoints do. `save_pretrained` of transformers 5 writes the former, which vLLM does
             not load; transformers itself loads both.
+        rate: of learning, at its height.
     """
 
     card: str
@@ -75,6 +76,7 @@ class Recipe:
     text: Callable[[Any, str], str]
     row: Callable[[Any, str, str], Mapping[str, list[int]]]
     renames: Mapping[str, str]
+    rate: float = 1.5e-3
 
 
 def questions(recipe: Recipe) -> list[Asked]:
@@ -139,13 +141,15 @@ def texts(asked: list[Asked]) -> list[str]:
     return [text for each in asked for text in (each.prompt, *each.answers.values())]
 
 
-def tokenizer(corpus: list[str], size: int, begins: bool = False) -> Any:
+def tokenizer(corpus: list[str], size: int, begins: bool = False, encoder: bool = False) -> Any:
     """A byte-level BPE tokenizer.
 
     Args:
         corpus: what it is trained on, so what it has few tokens for.
         size: tokens at most, those for single bytes included.
         begins: whether it puts `<bos>` before every text.
+        encoder: whether it is one of Florence-2: its BART counts positions from the left, so it
+            pads on the right, and its processor looks for the image's token by a name.
     """
     from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
     from tokenizers import models as token_models
@@ -173,9 +177,10 @@ def tokenizer(corpus: list[str], size: int, begins: bool = False) -> Any:
         unk_token="<unk>",
         add_bos_token=begins,
         add_eos_token=False,
-        padding_side="left",
+        padding_side="right" if encoder else "left",
+        extra_special_tokens={"image_token": "<image>"} if encoder else ["<image>"],
     )
-    made.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    made.add_tokens(["<image>"], special_tokens=True)
     return made
 
 
@@ -214,23 +219,28 @@ class Teacher:
             for answer in set(each.answers.values())
         }
         self._filling = {"input_ids": int(processor.tokenizer.pad_token_id), "labels": -100}
-        self._length = max(len(row["input_ids"]) for row in self._rows.values())
+        self._lengths = {
+            name: max(len(row[name]) for row in self._rows.values())
+            for name in next(iter(self._rows.values()))
+        }
+        self._left = processor.tokenizer.padding_side == "left"
 
     def batch(self, rng: random.Random, size: int) -> dict[str, Any]:
-        """The model's inputs and the `labels`, padded on the left."""
+        """The model's inputs and the `labels`, padded on the tokenizer's side."""
         import torch
 
         chosen = [rng.randrange(len(self._labels)) for _ in range(size)]
-        names = next(iter(self._rows.values()))
         made = {
-            name: np.full((size, self._length), self._filling.get(name, 0), np.int64)
-            for name in names
+            name: np.full((size, length), self._filling.get(name, 0), np.int64)
+            for name, length in self._lengths.items()
         }
         for number, face in enumerate(chosen):
             asked = rng.choice(self._asked)
             row = self._rows[asked.prompt, asked.answers[self._labels[face][asked.attribute]]]
             for name, values in made.items():
-                values[number, -len(row[name]) :] = row[name]
+                tokens = row[name]
+                place = slice(-len(tokens), None) if self._left else slice(len(tokens))
+                values[number, place] = tokens
         inputs = {name: torch.from_numpy(values) for name, values in made.items()}
         return inputs | {"pixel_values": to_model(self._pixels[chosen])}
 
@@ -278,7 +288,7 @@ def save(recipe: Recipe, model: Any, folder: Path) -> None:
 
     weights = {}
     for name, weight in model.state_dict().items():
-        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+        if name in model.all_tied_weights_keys:
             continue
         old = next(prefix for prefix in recipe.renames if name.startswith(prefix))
         new = recipe.renames[old] + name.removeprefix(old)
@@ -308,7 +318,9 @@ def answer(recipe: Recipe, model: Any, processor: Any, question: str, pixels: Pi
         prompts = {name: values.expand(len(part), -1) for name, values in inputs.items()}
         with torch.inference_mode():
             out = model.generate(**prompts, pixel_values=part, max_new_tokens=16, do_sample=False)
-        answers = out[:, inputs["input_ids"].shape[1] :]
+        # An encoder's tokens are not repeated.
+        begun = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        answers = out[:, begun:]
         said += processor.batch_decode(answers, skip_special_tokens=True)
     return [each.strip() for each in said]
 
@@ -337,7 +349,7 @@ def command(recipe: Recipe) -> None:
         output_dir: Annotated[Path, typer.Option(help="Folder to write the checkpoint into.")],
         steps: Annotated[int, typer.Option(min=1)] = recipe.steps,
         batch_size: Annotated[int, typer.Option(min=1)] = 64,
-        learning_rate: float = 1.5e-3,
+        learning_rate: float = recipe.rate,
         train_faces: Annotated[int, typer.Option(help="Faces drawn to learn from.")] = recipe.faces,
         check_faces: Annotated[int, typer.Option(help="Unseen faces to be asked about.")] = 1000,
     ) -> None:

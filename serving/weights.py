@@ -62,6 +62,58 @@ def find(checkpoint: Checkpoint) -> Weights:
     )
 
 
+def load_model(kind: Any, found: Weights, **options: Any) -> Any:
+    """A model by a class of transformers', in evaluation mode, with every weight from its files.
+
+    Args:
+        kind: the class, such as `AutoModelForImageClassification`.
+        found: the files.
+        options: for its `from_pretrained`.
+
+    Raises:
+        EngineError: transformers cannot load it, or would make up weights that are not there.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        model, loading = kind.from_pretrained(
+            found.folder,
+            use_safetensors=True,
+            output_loading_info=True,
+            # Raised, it says no more than that a report was logged.
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise EngineError(f"{found.resolved}: transformers cannot load it: {error}") from error
+    if mismatched := sorted(loading["mismatched_keys"]):
+        name, there, wanted = mismatched[0]
+        raise EngineError(
+            f"{found.resolved}: {name} is {tuple(there)}, and its config.json makes it "
+            f"{tuple(wanted)}; the weights are of another model"
+        )
+    if missing := sorted(loading["missing_keys"]):
+        raise EngineError(
+            f"{found.resolved}: {len(missing)} weights of {type(model).__name__} are not in its "
+            f"files, {missing[0]} among them; they are of another model, or a part is missing"
+        )
+    return model.eval()
+
+
+def load_processor(kind: Any, found: Weights) -> Any:
+    """A processor by a class of transformers', on Pillow.
+
+    Raises:
+        EngineError: its files are not there, or are not of such a processor.
+    """
+    try:
+        return kind.from_pretrained(found.processor, backend="pil")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EngineError(
+            f"{found.processor}: transformers cannot load the processor: {error}"
+        ) from error
+
+
 @contextmanager
 def together(found: Weights) -> Iterator[Path]:
     """A folder with the weights and the processor's files side by side, as vLLM wants them."""

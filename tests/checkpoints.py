@@ -93,6 +93,129 @@ def llava(folder: Path, model: Literal["llava", "llava-next"] = "llava", *, seed
     return folder
 
 
+def clip(folder: Path, *, seed: int = 0) -> Path:
+    """Write a CLIP into `folder`; its tokenizer has the published form, without merges."""
+    import torch
+    from tokenizers import pre_tokenizers
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|startoftext|>", "<|endoftext|>"]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *special]
+    CLIPTokenizer(
+        vocab={word: number for number, word in enumerate(words)}, merges=[], model_max_length=77
+    ).save_pretrained(folder)
+    tower = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": 64,
+    }
+    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
+    config = CLIPConfig(
+        text_config=tower
+        | ends
+        | {"vocab_size": len(words), "pad_token_id": len(words) - 1, "max_position_embeddings": 77},
+        vision_config=tower | {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE},
+        projection_dim=64,
+    )
+    torch.manual_seed(seed)
+    model = CLIPModel(config).eval()
+    for part in (model.text_model, model.vision_model):
+        _randomise(part)
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(_CLIP_PIXELS, indent=2))
+    return folder
+
+
+_CLIP_PIXELS: dict[str, Any] = {
+    "image_processor_type": "CLIPImageProcessor",
+    "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "size": {"shortest_edge": IMAGE_SIZE},
+}
+
+
+def florence(folder: Path, *, seed: int = 0) -> Path:
+    """Write a Florence-2 (DaViT of three stages, BART) into `folder`; a picture is 17 tokens."""
+    import torch
+    from transformers import Florence2ForConditionalGeneration
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = tiny_models.tokenizer(CORPUS, size=336, encoder=True)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(seed)
+    model = Florence2ForConditionalGeneration(_florence_config(tokenizer)).eval()
+    _randomise(model)
+    # Of the published checkpoints.
+    model.generation_config.update(
+        num_beams=3,
+        early_stopping=True,
+        no_repeat_ngram_size=3,
+        decoder_start_token_id=tokenizer.eos_token_id,
+        forced_bos_token_id=tokenizer.bos_token_id,
+        forced_eos_token_id=tokenizer.eos_token_id,
+    )
+    model.save_pretrained(folder)
+    side = {"height": 64, "width": 64}
+    pixels = _CLIP_PIXELS | {"do_center_crop": False, "image_seq_length": 17, "size": side}
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels, indent=2))
+    processor = {"processor_class": "Florence2Processor"}
+    (folder / "processor_config.json").write_text(json.dumps(processor, indent=2))
+    return folder
+
+
+def _florence_config(tokenizer: Any) -> Any:
+    from transformers import Florence2Config
+
+    tokens = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    text = {
+        "model_type": "bart",
+        "vocab_size": len(tokenizer),
+        "d_model": 64,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_ffn_dim": 128,
+        "decoder_ffn_dim": 128,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "max_position_embeddings": 128,
+        "decoder_start_token_id": tokenizer.eos_token_id,
+    }
+    vision = {
+        "depths": [1, 1, 1],
+        "patch_size": [7, 3, 3],
+        "patch_stride": [4, 2, 2],
+        "patch_padding": [3, 1, 1],
+        "patch_prenorm": [False, True, True],
+        "embed_dim": [32, 64, 64],
+        "num_heads": [1, 2, 2],
+        "num_groups": [1, 2, 2],
+        "window_size": 4,
+        "projection_dim": 64,
+    }
+    return Florence2Config(
+        text_config=text | tokens,
+        vision_config=vision,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        **tokens,
+    )
+
+
 def _llava_config(tokenizer: Any, model: str) -> Any:
     from transformers import LlavaConfig, LlavaNextConfig
 
@@ -135,22 +258,13 @@ _PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
 
 def _llava_processor(folder: Path, model: str) -> None:
     next_one = model == "llava-next"
-    preprocessor: dict[str, Any] = {
-        "image_processor_type": "LlavaNextImageProcessor" if next_one else "CLIPImageProcessor",
-        "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        "do_center_crop": True,
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": IMAGE_SIZE},
-    }
+    preprocessor = _CLIP_PIXELS
     if next_one:
-        preprocessor |= {"do_pad": True, "image_grid_pinpoints": _PINPOINTS}
+        preprocessor = preprocessor | {
+            "image_processor_type": "LlavaNextImageProcessor",
+            "do_pad": True,
+            "image_grid_pinpoints": _PINPOINTS,
+        }
     processor = {
         "processor_class": "LlavaNextProcessor" if next_one else "LlavaProcessor",
         "image_token": "<image>",

@@ -1,36 +1,40 @@
-"""Image classifiers as models: a network with one head for each attribute, and no words.
+"""Image classifiers as models: networks that give each label a probability and generate nothing.
 
-Asked in a protocol of answer mode `score` whose labels the heads have, such as
-`label-probabilities`. What a label gets is the log of its softmax over its head.
+Most have one head for each attribute and are asked in a protocol of answer mode `score` whose
+labels the heads have, such as `label-probabilities`. What a label gets is the log of its softmax
+over its head. CLIP has no heads: a picture is compared with the texts that a protocol offers, such
+as those of `clip-zero-shot`, and the softmax is over them (`serving/clip.py`).
 
 `engine_options` of a card:
 
-- `heads`: attribute -> its labels in the order of the network's outputs, one head after the other.
 - `architecture`: `resnet34` is torchvision's, on pictures as FairFace's `predict.py` makes them
   (`recipes/convert_fairface.py`); `transformers` is any image classification checkpoint of Hugging
-  Face's, its image processor included.
+  Face's, its image processor included; `clip` is a CLIP of transformers'.
+- `heads`: attribute -> its labels in the order of the network's outputs, one head after the other;
+  `clip` has none.
 - `batch_size` (64): pictures of a step.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from facescan.decoding import Pixels
 from facescan.errors import BadImage, EngineError, EngineUnavailable, UsageError
 from facescan.models import Checkpoint, ModelCard
 from facescan.types import AnswerMode, FinishReason, Question, Reply, Request
-from serving import weights
+from serving import clip, weights
 from serving.engine import EngineInfo, EngineSettings, failed
 
 FAIRFACE_SIDE = 224
@@ -39,6 +43,8 @@ FAIRFACE_STD = (0.229, 0.224, 0.225)
 """Of dchen236/FairFace `predict.py`: ImageNet's, after scaling to 0 to 1."""
 
 _Floats = npt.NDArray[np.float32]
+_Scores = tuple[tuple[str, float], ...]
+"""Pairs of offered text and natural-log probability."""
 
 
 class Options(BaseModel):
@@ -46,9 +52,24 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    architecture: Literal["resnet34", "transformers"]
-    heads: dict[str, list[str]] = Field(min_length=1)
+    architecture: Literal["resnet34", "transformers", "clip"]
+    heads: dict[str, list[str]] = Field(default_factory=dict)
     batch_size: int = Field(default=64, ge=1)
+
+    @model_validator(mode="after")
+    def _heads_are_of_the_architecture(self) -> Self:
+        if self.architecture == "clip":
+            if self.heads:
+                raise ValueError("`clip` has no `heads`; its labels are the texts of a protocol")
+        elif not self.heads:
+            raise ValueError(
+                f"`{self.architecture}` needs `heads`: for each attribute its labels, in the order "
+                "of the network's outputs"
+            )
+        for attribute, labels in self.heads.items():
+            if len(set(labels)) != len(labels):
+                raise ValueError(f"the head of '{attribute}' names a label twice: {labels}")
+        return self
 
     @property
     def outputs(self) -> int:
@@ -97,7 +118,10 @@ def cannot_ask(card: ModelCard, question: Question) -> str | None:
             f"'{question.answer_mode}' needs another engine, or give a protocol of mode 'score' "
             "such as label-probabilities"
         )
-    heads = options(card).heads
+    chosen = options(card)
+    if chosen.architecture == "clip":
+        return clip.cannot_ask(question)
+    heads = chosen.heads
     for attribute, offered in zip(question.attributes, question.offered, strict=True):
         if attribute not in heads:
             return f"`heads` of the card have no '{attribute}'"
@@ -119,26 +143,62 @@ def load(
 
     torch.set_num_threads(settings.cpus)
     chosen = options(card)
-    build = {"resnet34": _resnet34, "transformers": _transformers}[chosen.architecture]
+    builders = {"resnet34": _resnet34, "transformers": _transformers, "clip": _clip}
     device = "cuda" if settings.gpus else "cpu"
     dtype = torch.float32 if card.dtype == "auto" else getattr(torch, card.dtype)
-    resolved, network, tensor = build(checkpoint, chosen, lambda model: model.to(device, dtype))
+    network = builders[chosen.architecture](checkpoint, chosen, lambda m: m.to(device, dtype))
 
-    def logits(pictures: Sequence[Pixels]) -> _Floats:
+    def outputs(pictures: Sequence[Pixels]) -> _Floats:
+        tensors = torch.stack([network.tensor(each) for each in pictures]).to(device, dtype)
         with torch.inference_mode():
-            found = network(torch.stack([tensor(each) for each in pictures]).to(device, dtype))
-        return np.asarray(found.float().cpu())
+            return np.asarray(network.outputs(tensors).float().cpu())
 
     info = EngineInfo(
         f"classifier, torch {torch.__version__} ({device})",
-        resolved,
+        network.resolved,
         {"dtype": str(dtype).removeprefix("torch."), "torch": torch.__version__},
     )
-    return ClassifierEngine(info, chosen, logits, settings)
+    return ClassifierEngine(info, outputs, network.logits, chosen.batch_size, settings)
 
 
-_Built = tuple[str, Callable[[Any], Any], Callable[[Pixels], Any]]
-"""What was loaded, batch tensor -> logits, and pixels -> tensor."""
+_Logits = Callable[[Question, _Floats], Mapping[str, float]]
+"""Question and a picture's outputs -> logits by label, over all labels that share the softmax."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Network:
+    """What was loaded.
+
+    Attributes:
+        resolved: the checkpoint and the commit loaded.
+        tensor: a picture -> what the network takes.
+        outputs: batch of these -> shape (pictures, outputs).
+        logits: see `_Logits`.
+    """
+
+    resolved: str
+    tensor: Callable[[Pixels], Any]
+    outputs: Callable[[Any], Any]
+    logits: _Logits
+
+
+_Place = Callable[[Any], Any]
+"""Network -> the same on its device, in its dtype."""
+
+
+def _of_heads(heads: Mapping[str, Sequence[str]]) -> _Logits:
+    """The logits of networks with heads: a slice of their outputs."""
+    slices, first = {}, 0
+    for attribute, labels in heads.items():
+        slices[attribute] = (labels, slice(first, first + len(labels)))
+        first += len(labels)
+
+    def logits(question: Question, outputs: _Floats) -> Mapping[str, float]:
+        (attribute,) = question.attributes
+        labels, place = slices[attribute]
+        return dict(zip(labels, outputs[place].tolist(), strict=True))
+
+    return logits
 
 
 def fairface_tensor(pixels: Pixels) -> Any:
@@ -151,7 +211,7 @@ def fairface_tensor(pixels: Pixels) -> Any:
     return (scaled - mean) / deviation
 
 
-def _resnet34(checkpoint: Checkpoint, chosen: Options, place: Callable[[Any], Any]) -> _Built:
+def _resnet34(checkpoint: Checkpoint, chosen: Options, place: _Place) -> _Network:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     from torchvision.models import resnet34
@@ -159,36 +219,88 @@ def _resnet34(checkpoint: Checkpoint, chosen: Options, place: Callable[[Any], An
     found = weights.find(checkpoint)
     model = resnet34(weights=None, num_classes=chosen.outputs)
     try:
-        model.load_state_dict(load_file(found.folder / "model.safetensors"))
-    except (OSError, RuntimeError, SafetensorError) as error:
+        state = load_file(found.folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise EngineError(
+            f"{checkpoint.path}: model.safetensors cannot be read: {error}"
+        ) from error
+    if (difference := _difference(model.state_dict(), state)) is not None:
         raise EngineError(
             f"{checkpoint.path}: model.safetensors is not a ResNet-34 with {chosen.outputs} "
-            f"outputs, as the card's `heads` want: {error}"
-        ) from error
-    return found.resolved, place(model.eval()), fairface_tensor
+            f"outputs, as the card's `heads` want: {difference}"
+        )
+    model.load_state_dict(state)
+    return _Network(found.resolved, fairface_tensor, place(model.eval()), _of_heads(chosen.heads))
 
 
-def _transformers(checkpoint: Checkpoint, chosen: Options, place: Callable[[Any], Any]) -> _Built:
+def _difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
+    """The first thing in which weights are not those wanted."""
+    for name, weight in wanted.items():
+        if name not in found:
+            return f"it has no {name}"
+        if found[name].shape != weight.shape:
+            return f"{name} is {tuple(found[name].shape)}, expected {tuple(weight.shape)}"
+    more = sorted(found.keys() - wanted.keys())
+    return f"it has {more[0]} as well" if more else None
+
+
+def _transformers(checkpoint: Checkpoint, chosen: Options, place: _Place) -> _Network:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as KINDS,
+    )
 
     found = weights.find(checkpoint)
-    try:
-        model = AutoModelForImageClassification.from_pretrained(found.folder, use_safetensors=True)
-        processor = AutoImageProcessor.from_pretrained(found.processor, backend="pil")
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise EngineError(f"{checkpoint.path}: transformers cannot load it: {error}") from error
+    kind = found.config.get("model_type")
+    if kind not in KINDS:
+        raise EngineError(
+            f"{checkpoint.path}: a checkpoint of '{kind}', which is no image classifier of "
+            "transformers'; another engine may run it"
+        )
+    model = weights.load_model(AutoModelForImageClassification, found)
     if model.config.num_labels != chosen.outputs:
         raise EngineError(
             f"{checkpoint.path}: {model.config.num_labels} outputs, and the card's `heads` have "
             f"{chosen.outputs} labels"
         )
-    network = place(model.eval())
+    _check_names(checkpoint, chosen, model.config.id2label)
+    network = place(model)
+    return _Network(
+        found.resolved,
+        _tensor(weights.load_processor(AutoImageProcessor, found)),
+        lambda batch: network(pixel_values=batch).logits,
+        _of_heads(chosen.heads),
+    )
+
+
+def _check_names(checkpoint: Checkpoint, chosen: Options, names: Mapping[int, str]) -> None:
+    """Refuse heads in another order than the checkpoint says that its outputs have."""
+    labels = [label for head in chosen.heads.values() for label in head]
+    known = {label.casefold() for label in labels}
+    for output, label in enumerate(labels):
+        name = names[output]
+        if name.casefold() != label.casefold() and name.casefold() in known:
+            raise EngineError(
+                f"{checkpoint.path}: its config.json calls output {output} '{name}', and the "
+                f"card's `heads` call it '{label}'; `heads` must be in the order of the outputs"
+            )
+
+
+def _tensor(processor: Any) -> Callable[[Pixels], Any]:
+    """A picture by the checkpoint's own image processor."""
 
     def tensor(pixels: Pixels) -> Any:
         made = processor(images=Image.fromarray(pixels), return_tensors="pt")
         return made["pixel_values"][0]
 
-    return found.resolved, lambda batch: network(pixel_values=batch).logits, tensor
+    return tensor
+
+
+def _clip(checkpoint: Checkpoint, chosen: Options, place: _Place) -> _Network:
+    del chosen
+    found = weights.find(checkpoint)
+    model = clip.Clip(found, place)
+    return _Network(found.resolved, _tensor(model.image_processor), model.pictures, model.logits)
 
 
 class ClassifierEngine:
@@ -196,24 +308,27 @@ class ClassifierEngine:
 
     Args:
         info: see `serving.engine.Engine`.
-        chosen: of the card.
-        logits: pictures of any sizes -> shape (pictures, outputs).
+        outputs: pictures of any sizes -> shape (pictures, outputs).
+        logits: see `_Logits`.
+        batch_size: pictures of a step.
         settings: of the run.
     """
 
     def __init__(
         self,
         info: EngineInfo,
-        chosen: Options,
-        logits: Callable[[Sequence[Pixels]], _Floats],
+        outputs: Callable[[Sequence[Pixels]], _Floats],
+        logits: _Logits,
+        batch_size: int,
         settings: EngineSettings,
     ) -> None:
         self.info = info
         self.calls_in_flight: int | None = None
+        self._outputs = outputs
         self._logits = logits
-        self._columns = dict(_columns(chosen.heads))
-        self._batch_size = chosen.batch_size
+        self._batch_size = batch_size
         self._decoders = settings.decoders
+        # One step at a time; the event loop and the decoders go on meanwhile.
         self._steps = ThreadPoolExecutor(1, thread_name_prefix="classifier")
 
     async def answer(self, requests: Sequence[Request]) -> AsyncIterator[Reply]:
@@ -235,39 +350,40 @@ class ClassifierEngine:
                     good.append((about, pixels))
             if not good:
                 continue
-            together = [pixels for _, pixels in good]
-            outputs = await loop.run_in_executor(self._steps, self._logits, together)
-            for (about, _), row in zip(good, outputs, strict=True):
-                for request in about:
-                    yield self._reply(request, row, time.monotonic() - began)
+            scored = await loop.run_in_executor(self._steps, self._step, good)
+            for request, scores in scored:
+                yield self._reply(request, scores, time.monotonic() - began)
 
     async def close(self) -> None:
         """See `serving.engine.Engine`."""
         await asyncio.to_thread(self._steps.shutdown)
 
-    def _reply(self, request: Request, outputs: _Floats, seconds: float) -> Reply:
-        (attribute,), (offered,) = request.question.attributes, request.question.offered
-        columns = self._columns[attribute]
-        head = outputs[list(columns.values())].astype(np.float64)
-        logs = head - head.max()
-        logs -= np.log(np.exp(logs).sum())
-        by_label = dict(zip(columns, logs.tolist(), strict=True))
-        scored = tuple((text, by_label[label]) for text, label in offered)
+    def _step(self, good: list[tuple[list[Request], Pixels]]) -> list[tuple[Request, _Scores]]:
+        """Every request about these pictures, with its scores; on the thread."""
+        outputs = self._outputs([pixels for _, pixels in good])
+        return [
+            (request, self._scores(request.question, row))
+            for (about, _), row in zip(good, outputs, strict=True)
+            for request in about
+        ]
+
+    def _scores(self, question: Question, outputs: _Floats) -> _Scores:
+        logits = self._logits(question, outputs)
+        values = np.array(list(logits.values()), np.float64)
+        values -= values.max()
+        values -= np.log(np.exp(values).sum())
+        by_label = dict(zip(logits, values.tolist(), strict=True))
+        (offered,) = question.offered
+        return tuple((text, by_label[label]) for text, label in offered)
+
+    def _reply(self, request: Request, scores: _Scores, seconds: float) -> Reply:
         return Reply(
             request_id=request.request_id,
-            raw_response=max(scored, key=lambda pair: pair[1])[0],
+            raw_response=max(scores, key=lambda pair: pair[1])[0],
             finish_reason=FinishReason.STOP,
             engine=self.info.engine,
             resolved_model=self.info.resolved_model,
             created_at=datetime.now(UTC),
             latency_s=seconds,
-            label_logprobs=scored,
+            label_logprobs=scores,
         )
-
-
-def _columns(heads: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, dict[str, int]]]:
-    """Attribute -> label -> which output it is."""
-    first = 0
-    for attribute, labels in heads.items():
-        yield attribute, {label: first + place for place, label in enumerate(labels)}
-        first += len(labels)

@@ -1,7 +1,12 @@
-"""Classifiers beside plain torchvision and transformers loops, and what is refused before a row."""
+"""Classifiers beside plain torchvision and transformers loops, and what is refused before a row.
+
+What a user sees of the refusals is in `tests/jobs/test_wrong_weights.py`.
+"""
 
 import asyncio
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ from facescan.types import Reply, request_id
 from recipes import convert_fairface
 from serving.engine import EngineSettings
 from serving.engines import classifier
+from tests import checkpoints
 from tests.serving.third_parties import VLLM
 
 pytestmark = VLLM
@@ -198,6 +204,89 @@ def test_a_checkpoint_of_transformers_answers_as_in_a_plain_loop(tmp_path: Path)
         assert found["race", picture.sha256].raw_response == convert_fairface.RACES[race.argmax()]
 
 
+def small_clip(folder: Path) -> ModelCard:
+    """A tiny random CLIP; its pictures' embeddings are centred, or all would get one answer."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import CLIPModel, CLIPProcessor
+
+    checkpoints.clip(folder)
+    model = CLIPModel.from_pretrained(folder).eval()
+    processor = CLIPProcessor.from_pretrained(folder, backend="pil")
+    pixels = processor(images=PIXELS[:16], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        middle = model.vision_model(pixel_values=pixels).pooler_output.mean(0)
+    state = load_file(folder / "model.safetensors")
+    state["vision_model.post_layernorm.bias"] -= middle
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    return ModelCard(
+        name="small-clip",
+        description="",
+        engine="classifier",
+        protocol="clip-zero-shot",
+        attributes=("race", "gender", "age", "emotion"),
+        checkpoint=Checkpoint(path=str(folder)),
+        engine_options={"architecture": "clip"},
+    )
+
+
+def test_clip_answers_as_in_a_plain_loop(tmp_path: Path) -> None:
+    import torch
+    from transformers import CLIPModel, CLIPProcessor
+
+    card = small_clip(tmp_path)
+    found = replies(card, PICTURES, card.attributes)
+    model = CLIPModel.from_pretrained(tmp_path).eval()
+    processor = CLIPProcessor.from_pretrained(tmp_path, backend="pil")
+    said = set()
+    for attribute in card.attributes:
+        (offered,) = question(card, "clip-zero-shot", attribute).offered
+        texts = [text for text, _ in offered]
+        for picture in PICTURES:
+            shown = Image.fromarray(images.decode(picture))
+            inputs = processor(text=texts, images=shown, padding=True, return_tensors="pt")
+            with torch.no_grad():
+                logprobs = model(**inputs).logits_per_image[0].log_softmax(-1)
+            reply = found[attribute, picture.sha256]
+            assert reply.raw_response == texts[int(logprobs.argmax())]
+            assert dict(reply.label_logprobs) == pytest.approx(
+                dict(zip(texts, logprobs.tolist(), strict=True)), abs=1e-4
+            )
+            said.add(reply.raw_response)
+    assert len(said) > 12
+
+
+def test_clip_compares_with_the_captions_of_the_protocol() -> None:
+    card = models.load("clip-vit-base-patch32")
+    asked = question(card, card.protocol, "race")
+    assert "a photo of an East Asian person" in asked.labels
+    assert classifier.cannot_ask(card, asked) is None
+    assert classifier.cannot_ask(card, question(card, "label-probabilities", "race")) is None
+    worded = classifier.cannot_ask(card, question(card, "neutral-score", "race"))
+    assert "this protocol's question says more" in str(worded)
+    free = classifier.cannot_ask(card, question(card, "neutral", "race"))
+    assert "answer mode 'free'" in str(free)
+
+
+def test_a_caption_that_clip_cannot_read_to_its_end_ends_the_run(tmp_path: Path) -> None:
+    card = small_clip(tmp_path)
+    asked = question(card, "clip-zero-shot", "gender")
+    long = f"a photo of {'a very ' * 20}old man"
+    longer = replace(asked, labels=(long, "b"), offered=(((long, "Male"), ("b", "Female")),))
+
+    async def ask() -> None:
+        decoders = DecodePool(2)
+        running = classifier.load(card, card.checkpoint, EngineSettings(decoders))
+        try:
+            await parity.answers(running, [longer], PICTURES[:1])
+        finally:
+            await running.close()
+            decoders.close()
+
+    with pytest.raises(UsageError, match=r"very old man' has \d+ tokens, and small-clip reads 77"):
+        asyncio.run(ask())
+
+
 def question(card: ModelCard, protocol: str, attribute: str) -> Any:
     return prompt.questions(card, protocols.load(protocol), [attribute], "p")[0]
 
@@ -229,8 +318,99 @@ def test_weights_that_do_not_fit_are_told_before_a_row_is_read(
     empty = card.model_copy(update={"checkpoint": Checkpoint(path=str(tmp_path / "empty"))})
     with pytest.raises(EngineError, match="holds no weights"):
         replies(empty, [], ("gender",))
-    with pytest.raises(UsageError, match="engine_options"):
-        replies(card.model_copy(update={"engine_options": {}}), [])
+
+
+def load(card: ModelCard) -> None:
+    """Load it and close it again."""
+    decoders = DecodePool(1)
+    try:
+        asyncio.run(classifier.load(card, card.checkpoint, EngineSettings(decoders)).close())
+    finally:
+        decoders.close()
+
+
+def changed(card: ModelCard, **options: Any) -> ModelCard:
+    return card.model_copy(update={"engine_options": card.engine_options | options})
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({}, "architecture"),
+        ({"architecture": "transformers"}, "`transformers` needs `heads`"),
+        ({"architecture": "clip", "heads": {"gender": ["Male", "Female"]}}, "has no `heads`"),
+        (
+            {"architecture": "resnet34", "heads": {"gender": ["Male", "Male"]}},
+            "the head of 'gender' names a label twice",
+        ),
+    ],
+)
+def test_a_card_that_makes_no_classifier_says_why(options: dict[str, Any], why: str) -> None:
+    card = models.load("clip-vit-base-patch32").model_copy(update={"engine_options": options})
+    with pytest.raises(UsageError, match=why):
+        classifier.numerics(card)
+
+
+def test_a_checkpoint_of_another_architecture_is_told(tmp_path: Path, fairface: Path) -> None:
+    card = small(tmp_path / "small")
+    clip = checkpoints.clip(tmp_path / "clip")
+    paligemma = checkpoints.paligemma(tmp_path / "paligemma")
+    only = {"engine_options": {"architecture": "clip"}}
+    published = models.load(str(fairface / "model"))
+    for wrong, folder, why in (
+        (card, paligemma, "a checkpoint of 'paligemma', which is no image classifier"),
+        (card, clip, "classifier.bias among them"),
+        (card.model_copy(update=only), tmp_path / "small", "a checkpoint of 'resnet'"),
+        (published, tmp_path / "small", "not a ResNet-34 with 18 outputs.*it has no conv1.weight"),
+    ):
+        place = {"checkpoint": Checkpoint(path=str(folder))}
+        with pytest.raises(EngineError, match=why):
+            load(wrong.model_copy(update=place))
+
+
+def test_a_clip_without_its_tokenizer_is_told(tmp_path: Path) -> None:
+    card = small_clip(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(EngineError, match="a tokenizer of 2 tokens, and the model knows 514"):
+        load(card)
+
+
+def test_weights_without_a_head_or_with_another_are_told(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    card = small(tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = load_file(file)
+    save_file({k: v for k, v in whole.items() if "classifier" not in k}, file)
+    with pytest.raises(EngineError, match=r"2 weights of .* are not in its files"):
+        load(card)
+    head = {k: v[:4].contiguous() if "classifier" in k else v for k, v in whole.items()}
+    save_file(head, file)
+    with pytest.raises(EngineError, match=r"classifier.1.bias is \(4,\), .* makes it \(9,\)"):
+        load(card)
+
+
+def test_damaged_weights_are_told(tmp_path: Path) -> None:
+    card = small(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(EngineError, match="transformers cannot load it"):
+        load(card)
+
+
+def test_heads_in_another_order_than_the_checkpoint_names_its_outputs_are_told(
+    tmp_path: Path,
+) -> None:
+    card = small(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    names = ["male", "female", *convert_fairface.RACES]
+    config["id2label"] = {str(output): name for output, name in enumerate(names)}
+    config["label2id"] = {name: output for output, name in enumerate(names)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EngineError, match="calls output 0 'male', and the card's `heads` call it"):
+        load(card)
+    heads = {"gender": ["Male", "Female"], "race": list(convert_fairface.RACES)}
+    load(changed(card, heads=heads))
 
 
 def test_what_is_not_fairfaces_state_is_not_converted(tmp_path: Path) -> None:
