@@ -1,11 +1,15 @@
 """A hosted run against vLLM's own server beside a bare script of asyncio and openai: rows a second.
 
-    python -m bench.hosted_vllm [--pictures 150] [--rounds 3] [--connections 32]
+    python -m bench.hosted_vllm [--pictures 150] [--rounds 3] [--connections 32] [--shared]
 
 Both sides send the same requests, four questions a picture, to one server of vLLM with the
 tiny-llava that ships with facescan, and may make as many calls at a time. They alternate. The
 server's caches of pictures and prompts are off: the second to ask would be faster. The script makes
 all its requests before its clock starts; a run reads, decodes and encodes each picture as it comes.
+
+The server has one half of the cores to itself and whoever asks the other, as a server elsewhere has
+a machine to itself. With --shared all have all cores: then a second of a run's processor is
+a second that the server lacks, which says how much a run needs rather than how fast it is.
 
 What is timed is from the beginning of the first call to the end of the last answer: of a run by the
 times in its replies. Its start (Ray, the engine's process) and its end are not in that.
@@ -43,8 +47,19 @@ SECONDS_TO_START = 300.0
 
 
 @contextmanager
-def vllm_server(log: Path) -> Iterator[str]:
-    """The OpenAI server of vLLM with tiny-llava on this machine's CPU; its address."""
+def _on(cores: set[int]) -> Iterator[None]:
+    """What is started in here runs on these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def vllm_server(log: Path, cores: set[int]) -> Iterator[str]:
+    """The OpenAI server of vLLM with tiny-llava on some of this machine's cores; its address."""
     with socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -55,13 +70,13 @@ def vllm_server(log: Path) -> Iterator[str]:
     words += ["--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--enforce-eager"]
     words += ["--max-model-len", 1024, "--limit-mm-per-prompt", '{"image": 1}']
     words += ["--no-enable-prefix-caching", "--mm-processor-cache-gb", 0]
-    quiet = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "2"}
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(
+    quiet = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    quiet["OMP_NUM_THREADS"] = str(len(cores))
+    with log.open("wb") as output, _on(cores):
+        process = subprocess.Popen(
             list(map(str, words)), stdout=output, stderr=output, env=os.environ | quiet
-        ) as process,
-    ):
+        )
+    with process:
         try:
             _wait_for(f"http://127.0.0.1:{port}/health", process, log)
             yield f"http://127.0.0.1:{port}/v1"
@@ -164,7 +179,7 @@ def facescan_run(
     return {row["request_id"]: row["raw_response"] for row in rows}, ended - began
 
 
-def compare(pictures: int, rounds: int, connections: int) -> list[float]:
+def compare(pictures: int, rounds: int, connections: int, shared: bool) -> list[float]:
     """Print the rates of each round; the ratios, the run's to the script's.
 
     Raises:
@@ -176,7 +191,9 @@ def compare(pictures: int, rounds: int, connections: int) -> list[float]:
         data = str(place / "shards")
         draw = [sys.executable, "-m", "jobs.cli", "ingest", "sample", "--size", str(pictures)]
         subprocess.run([*draw, "--output-dir", data], check=True, stdout=subprocess.DEVNULL)
-        with vllm_server(place / "log") as address:
+        cores = sorted(os.sched_getaffinity(0))
+        half = len(cores) if shared else len(cores) // 2
+        with vllm_server(place / "log", set(cores[:half])) as address, _on(set(cores[-half:])):
             bare_run(address, data, connections)  # the first answers of a server are slow
             for number in range(rounds):
                 theirs, bare_s = bare_run(address, data, connections)
@@ -197,6 +214,7 @@ def main(
     pictures: int = 150,
     rounds: int = 3,
     connections: int = 32,
+    shared: Annotated[bool, typer.Option("--shared")] = False,
     bare_at: Annotated[str | None, typer.Option("--bare", hidden=True)] = None,
     data: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
@@ -204,7 +222,7 @@ def main(
     if bare_at is not None:
         print(json.dumps(asyncio.run(bare(bare_at, bodies(data, bare_at), connections))))
         return
-    ratios = compare(pictures, rounds, connections)
+    ratios = compare(pictures, rounds, connections, shared)
     print(f"median {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 

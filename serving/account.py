@@ -4,7 +4,7 @@
     turn = await account.turn(...)               when the limits allow it
     account.money.reserve(number, ...)           on disk before it is made
     ... the call ...
-    account.turns.answered(...)                  and what it has taught about the limits
+    account.turns.ended(...)                     and what it has taught about the limits
     account.money.settle(number, ...)            what it has cost
 
 In a run both are actors, the first shared by everybody who uses the account on the cluster. Here
@@ -14,9 +14,9 @@ they are what an engine sees of them.
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from facescan.errors import QuotaExhausted
 from serving.limiter import Lease, Limiter, Limits, Told
@@ -25,6 +25,24 @@ LONGEST_WAIT_S = 120.0
 """A provider that wants a longer pause than this has a limit of the day, not of the minute."""
 
 _Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a call came back.
+
+    Attributes:
+        how: `answered`: it was processed; `limited`: refused for its rate; `failed`: it came to
+            nothing for another reason.
+        tokens: that it took, where it was processed and the provider says so.
+        retry_after: seconds for which everybody is to pause; None: nothing is said.
+        told: what the headers said.
+    """
+
+    how: Literal["answered", "limited", "failed"]
+    tokens: int | None = None
+    retry_after: float | None = None
+    told: Told = field(default_factory=Told)
 
 
 class Turns(Protocol):
@@ -38,16 +56,8 @@ class Turns(Protocol):
         """
         ...
 
-    async def answered(self, turn: int, tokens: int | None, told: Told) -> None:
-        """The call was processed, and took so many tokens."""
-        ...
-
-    async def limited(self, turn: int, retry_after: float | None, told: Told) -> None:
-        """The call was refused for its rate."""
-        ...
-
-    async def failed(self, turn: int, retry_after: float | None = None) -> None:
-        """The call came to nothing for another reason; everybody pauses where that is asked."""
+    async def ended(self, turn: int, ended: Ended) -> None:
+        """The call is over; returns when that is known or on its way."""
         ...
 
 
@@ -160,44 +170,70 @@ class Queue:
         self._silence = silence_s
         self._clients: dict[str, _Client] = {}
         self._first = asyncio.Lock()
+        self._waiting = 0
         self._changed = asyncio.Event()
 
     async def acquire(self, client: str, tokens: int) -> int:
-        """See `Turns`.
+        """See `Turns`; raises as `acquire_some`."""
+        (turn,) = await self.acquire_some(client, [tokens])
+        return turn
+
+    async def acquire_some(self, client: str, tokens: Sequence[int]) -> list[int]:
+        """Turns for the first of some calls of one client, at least one; waits for that one.
+
+        More come with it where nobody else waits.
 
         Raises:
             ForgottenError: the client has died, or was silent, since it asked.
+            QuotaExhausted: see `Turns.acquire`.
         """
         life = self._hear(client)
-        async with self._first:
-            while True:
-                self._forget_silent()
-                if self._clients.get(client) is not life:
-                    raise ForgottenError
-                self._changed.clear()
-                said = self._limiter.ask(client, tokens, self._clock())
-                if isinstance(said, Lease):
-                    return said.number
-                if said.seconds > LONGEST_WAIT_S:
-                    raise QuotaExhausted(
-                        f"the account's limits allow no call for another {said.seconds:.0f} s"
-                    )
-                await _at_most(said.seconds, self._changed.wait())
+        self._waiting += 1
+        try:
+            async with self._first:
+                turns = [await self._next(client, life, tokens[0])]
+                for more in tokens[1:]:
+                    if self._waiting > 1:
+                        break
+                    said = self._limiter.ask(client, more, self._clock(), waits=False)
+                    if not isinstance(said, Lease):
+                        break
+                    turns.append(said.number)
+                return turns
+        finally:
+            self._waiting -= 1
 
-    async def answered(self, turn: int, tokens: int | None, told: Told) -> None:
+    async def _next(self, client: str, life: _Client, tokens: int) -> int:
+        while True:
+            self._forget_silent()
+            if self._clients.get(client) is not life:
+                raise ForgottenError
+            self._changed.clear()
+            said = self._limiter.ask(client, tokens, self._clock())
+            if isinstance(said, Lease):
+                return said.number
+            if said.seconds > LONGEST_WAIT_S:
+                raise QuotaExhausted(
+                    f"the account's limits allow no call for another {said.seconds:.0f} s"
+                )
+            await _at_most(said.seconds, self._changed.wait())
+
+    async def ended(self, turn: int, ended: Ended) -> None:
         """See `Turns`."""
-        self._limiter.answered(Lease(turn), self._clock(), tokens, told)
+        lease, now = Lease(turn), self._clock()
+        match ended.how:
+            case "answered":
+                self._limiter.answered(lease, now, ended.tokens, ended.told)
+            case "limited":
+                self._limiter.limited(lease, now, ended.retry_after, ended.told)
+            case "failed":
+                self._limiter.failed(lease, now, ended.retry_after)
         self._changed.set()
 
-    async def limited(self, turn: int, retry_after: float | None, told: Told) -> None:
-        """See `Turns`."""
-        self._limiter.limited(Lease(turn), self._clock(), retry_after, told)
-        self._changed.set()
-
-    async def failed(self, turn: int, retry_after: float | None = None) -> None:
-        """See `Turns`."""
-        self._limiter.failed(Lease(turn), self._clock(), retry_after)
-        self._changed.set()
+    async def all_ended(self, calls: Sequence[tuple[int, Ended]]) -> None:
+        """`ended`, of several calls."""
+        for turn, ended in calls:
+            await self.ended(turn, ended)
 
     async def configure(self, limits: Limits) -> None:
         """See `Limiter.configure`."""

@@ -320,8 +320,15 @@ class Limiter:
         self._tokens.configure(limits.tokens_per_minute)
         self._connections = min(self._connections, float(limits.connections))
 
-    def ask(self, client: str, tokens: int, now: float) -> Lease | Wait:
-        """May this client make one call of about so many tokens, now?"""
+    def ask(self, client: str, tokens: int, now: float, *, waits: bool = True) -> Lease | Wait:
+        """May this client make one call of about so many tokens, now?
+
+        Args:
+            client: by its name.
+            tokens: of question and answer.
+            now: as everywhere.
+            waits: whether it asks again when it is told to wait; a turn is kept for it then.
+        """
         self._advance(now)
         asking = self._clients.setdefault(client, _Client())
         asking.asks_again = None
@@ -331,7 +338,7 @@ class Limiter:
             return Wait(self._day_ends - now, "requests per day")
         refused = self._obstacle(asking, reserved, now)
         if refused is not None:
-            asking.asks_again = now + refused.seconds
+            asking.asks_again = now + refused.seconds if waits else None
             return refused
         number = self._next_lease
         self._next_lease += 1

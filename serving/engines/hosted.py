@@ -22,15 +22,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 from pydantic import ValidationError
 
 from facescan import models
 from facescan.errors import AccessDenied, BadImage, EngineUnavailable, QuotaExhausted, UsageError
 from facescan.models import Checkpoint, ModelCard
-from facescan.types import AnswerMode, Outcome, Question, Reply, Request
+from facescan.types import AnswerMode, EncodedImage, Outcome, Question, Reply, Request
 from serving import chat_request, estimate, provider, tokens
-from serving.account import LONGEST_WAIT_S, Account
+from serving.account import LONGEST_WAIT_S, Account, Ended
 from serving.engine import EngineInfo, EngineSettings, failed
 from serving.estimate import Most
 from serving.provider import Reading, Verdict
@@ -206,6 +207,10 @@ def load(
     return HostedEngine(card, settings)
 
 
+_Picture = tuple[str, tuple[int, int]]
+"""What `chat_request.picture` makes."""
+
+
 @dataclass(slots=True)
 class _Attempts:
     """What has become of one request so far."""
@@ -265,6 +270,10 @@ class HostedEngine:
         # As some of OPENAI_LOG's levels would have it, every picture would be in the log.
         for name in ("openai", "httpx2", "httpcore2"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        # Made once for all requests of a picture that are being answered at a time.
+        self._pictures: WeakValueDictionary[str, asyncio.Task[_Picture | BadImage]] = (
+            WeakValueDictionary()
+        )
         self._answers = self._retries = self._failures = 0
         self._alive = time.monotonic()
         self._trial = asyncio.Lock()
@@ -294,12 +303,15 @@ class HostedEngine:
 
     async def _answer(self, request: Request) -> Reply:
         began = time.monotonic()
-        decoding = self._decoders.decode([request.image])
-        (pixels,) = await asyncio.wrap_future(decoding)
-        if isinstance(pixels, BadImage):
-            return failed(request.request_id, self.info, pixels, latency_s=time.monotonic() - began)
-        uri, size = await asyncio.to_thread(chat_request.picture, pixels, self._options.image)
-        del pixels
+        making = self._pictures.get(request.image.sha256)
+        if making is None:
+            making = asyncio.ensure_future(self._picture(request.image))
+            self._pictures[request.image.sha256] = making
+        picture = await asyncio.shield(making)
+        if isinstance(picture, BadImage):
+            seconds = time.monotonic() - began
+            return failed(request.request_id, self.info, picture, latency_s=seconds)
+        uri, size = picture
         body = chat_request.body(self._options, self._model, request.question, uri)
         most = estimate.at_most(self._options, request.question, size)
         attempts = _Attempts(began)
@@ -314,6 +326,13 @@ class HostedEngine:
             # Where the rate was the reason the limiter makes everybody wait.
             asked = None if reading.verdict is Verdict.RATE else reading.retry_after
             await self._account.pause(attempts.pause(asked))
+
+    async def _picture(self, image: EncodedImage) -> _Picture | BadImage:
+        """See `chat_request.picture`."""
+        (pixels,) = await asyncio.wrap_future(self._decoders.decode([image]))
+        if isinstance(pixels, BadImage):
+            return pixels
+        return await asyncio.to_thread(chat_request.picture, pixels, self._options.image)
 
     async def _when_alive(self, body: dict[str, Any], most: Most, attempts: _Attempts) -> Reading:
         """One call; as long as the provider seems dead nobody else makes one meanwhile."""
@@ -385,16 +404,16 @@ class HostedEngine:
         )
 
     async def _tell(self, turn: int, reading: Reading) -> None:
-        turns = self._account.turns
         if reading.verdict is Verdict.RATE:
-            await turns.limited(turn, reading.retry_after, reading.told)
+            ended = Ended("limited", retry_after=reading.retry_after, told=reading.told)
         elif reading.verdict in (Verdict.TRANSIENT, Verdict.MALFORMED):
-            await turns.failed(turn, reading.retry_after)
+            ended = Ended("failed", retry_after=reading.retry_after)
         else:
             used = None
             if reading.tokens_in is not None:
                 used = reading.tokens_in + (reading.tokens_out or 0)
-            await turns.answered(turn, used, reading.told)
+            ended = Ended("answered", tokens=used, told=reading.told)
+        await self._account.turns.ended(turn, ended)
 
     def _cost(self, reading: Reading, most: Most) -> float:
         """What the call has cost in USD; the most it can where nobody can say."""

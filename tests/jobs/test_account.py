@@ -14,9 +14,8 @@ from facescan.run import ledger
 from facescan.storage import LocalStorage
 from jobs import account
 from jobs.account import Accounts
-from serving.account import Account
+from serving.account import Account, Ended
 from serving.engines import hosted
-from serving.limiter import Told
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
@@ -54,10 +53,26 @@ def test_all_runs_of_an_account_share_one_limiter(name: str, money: LocalStorage
         waiting = asyncio.create_task(second.turn(100))
         done, _ = await asyncio.wait({waiting}, timeout=1.5)
         assert not done
-        await first.turns.answered(held[0], 100, Told())
+        await first.turns.ended(held[0], Ended("answered", 100))
         await asyncio.wait_for(waiting, 20)
 
     asyncio.run(both())
+
+
+def test_a_turn_that_comes_after_its_caller_was_stopped_goes_to_the_next(
+    name: str, money: LocalStorage
+) -> None:
+    async def stopped() -> None:
+        accounts = Accounts(limiter(name, connections=1), account.ledger(money, "s", None))
+        mine = accounts.account("a", asyncio.Event())
+        (held,) = await turns(mine, 1)
+        gone, stays = (asyncio.create_task(mine.turn(100)) for _ in range(2))
+        await asyncio.wait({gone, stays}, timeout=0.5)
+        gone.cancel()
+        await mine.turns.ended(held, Ended("answered", 100))
+        await asyncio.wait_for(stays, 20)
+
+    asyncio.run(stopped())
 
 
 def test_turns_of_a_dead_client_are_free_again(name: str, money: LocalStorage) -> None:
@@ -82,7 +97,7 @@ def test_a_limiter_that_dies_starts_again_and_ignores_turns_of_before(
         after = await asyncio.wait_for(turns(mine, 2), 60)
         assert min(after) > max(before)
         for turn in before:
-            await mine.turns.answered(turn, 100, Told())
+            await mine.turns.ended(turn, Ended("answered", 100))
         waiting = asyncio.create_task(mine.turn(100))
         done, _ = await asyncio.wait({waiting}, timeout=1.5)
         assert not done

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import ray
 
 from bench import hosted, kills
 from bench.hosted import CONNECTIONS
@@ -11,16 +12,23 @@ from tests.provider.running import Config, Limits, provider_server
 pytestmark = pytest.mark.slow
 
 
-def test_a_storm_changes_no_row(tmp_path: Path) -> None:
+@pytest.fixture
+def address(local_ray: None) -> str:
+    """Of the Ray of all tests; it costs half as much as a Ray for each command."""
+    del local_ray
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def test_a_storm_changes_no_row(tmp_path: Path, address: str) -> None:
     shards = kills.make_shards(tmp_path / "shards", 30, 2)
-    storm = hosted.through_a_storm(shards, 0, engines=2)
+    storm = hosted.through_a_storm(shards, 0, engines=2, address=address)
     assert 0.1 < storm.before < 0.4
     assert 0.1 < storm.after < 0.4
 
 
-def test_a_budget_holds_through_a_killed_driver(tmp_path: Path) -> None:
+def test_a_budget_holds_through_a_killed_driver(tmp_path: Path, address: str) -> None:
     shards = kills.make_shards(tmp_path / "shards", 200, 2)
-    result = hosted.spend(shards, 0.06, 0, kill_after=0.1, engines=2)
+    result = hosted.spend(shards, 0.06, 0, kill_after=0.1, engines=2, address=address)
     assert result is not None, "killed after the end"
     assert result.looks > 10
 
@@ -43,13 +51,13 @@ def test_a_budget_is_used_up_after_an_engine_was_killed(tmp_path: Path) -> None:
         assert 0.1 - spent.total_usd < hosted.most_per_call()
 
 
-def test_a_limit_that_is_given_is_kept_to(tmp_path: Path) -> None:
+def test_a_limit_that_is_given_is_kept_to(tmp_path: Path, address: str) -> None:
     shards = kills.make_shards(tmp_path / "shards", 260, 2)
     # A tenth of a minute's requests in any six seconds: a minute would take too long here.
     limits = Limits(rpm=120, minute_s=6, headers=False)
     with (
         provider_server(Config(latency_s=(0.1, 0.5), limits=limits)) as provider,
-        hosted.job(shards, provider, "--rpm", 1200, engines=2) as it,
+        hosted.job(shards, provider, "--rpm", 1200, engines=2, address=address) as it,
     ):
         it.finish(it.start(), 0)
         calls = hosted.chats(provider)

@@ -1,8 +1,5 @@
 """Neither a key nor a picture is anywhere that it was not put: canaries, looked for everywhere."""
 
-import base64
-import hashlib
-import io
 import json
 import os
 import shlex
@@ -12,49 +9,44 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from bench.kills import kill
-from facescan import images, models
-from facescan.decoding import DecodePool
-from facescan.errors import BadImage
-from serving import chat_request
-from serving.engines import hosted
-from tests.conftest import MakeShards, jpeg
+from tests.canaries import (
+    KEY,
+    PAGES,
+    WORDS,
+    canaries,
+    canary_picture,
+    files_below,
+    hits,
+    sent,
+)
+from tests.conftest import MakeShards
 from tests.provider.running import Config, Fault, Provider, Scripted, provider_server
 
 pytestmark = pytest.mark.slow
 
-KEY = "sk-proj-Kanarie7Vogel3Zq9Wx2Lm5Tb8"
-WORDS = "canary-in-the-exif-4711"
 SECONDS = 120.0
 
 _CLUSTER = """
 from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": True})
+# Two clusters on one machine cannot both have the usual port of the agent, and the second one's
+# takes no jobs then.
+given = {"num_cpus": 4, "include_dashboard": True, "dashboard_agent_listen_port": 0}
+cluster = Cluster(initialize_head=True, head_node_args=given)
 print("dashboard", cluster.head_node.webui_url, flush=True)
 input()
 cluster.shutdown()
 """
-
-# What the dashboard, its job API and the state API tell.
-_PAGES = (
-    *("api/jobs/", "nodes?view=summary", "logical/actors", "api/v0/nodes"),
-    *("api/v0/actors?detail=1", "api/v0/tasks?detail=1", "api/v0/workers?detail=1", "api/v0/jobs"),
-    *("api/v0/objects?detail=1", "api/v0/runtime_envs", "api/v0/placement_groups?detail=1"),
-    *("api/v0/tasks/summarize", "api/v0/actors/summarize", "api/v0/tasks/timeline"),
-    *("api/cluster_status", "events", "api/data/datasets/02000000", "api/data/datasets/03000000"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +70,17 @@ class Cluster:
         command = shlex.join([sys.executable, "-m", "jobs.cli", *map(str, words)])
         body = json.dumps({"entrypoint": command}).encode()
         sent = Request(f"http://{self.dashboard}/api/jobs/", body)
-        with urlopen(sent, timeout=60) as answer:
-            return str(json.loads(answer.read())["submission_id"])
+        deadline = time.monotonic() + SECONDS
+        while True:
+            try:
+                with urlopen(sent, timeout=60) as answer:
+                    return str(json.loads(answer.read())["submission_id"])
+            except HTTPError as error:
+                # A cluster just started: its dashboard has not heard of the node's agent yet.
+                said = error.read().decode()
+                if "No available agent" not in said or time.monotonic() > deadline:
+                    raise AssertionError(f"{error.code}: {said}") from error
+            time.sleep(0.2)
 
     def status(self, job: str) -> str:
         """Of a submitted job."""
@@ -108,6 +109,8 @@ def cluster() -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as place:
         mark = uuid.uuid4().hex
         given = {"RAY_TMPDIR": place, "OPENAI_API_KEY": KEY, "FACESCAN_CANARY": mark}
+        # Everything is to be told to whoever asks, whatever a Ray before has set in this process.
+        given["RAY_AUTH_MODE"] = "disabled"
         with (
             (Path(place) / "cluster.log").open("wb") as log,
             subprocess.Popen(
@@ -137,72 +140,6 @@ def wait(until: Callable[[], bool], what: str) -> None:
     while not until():
         assert time.monotonic() < deadline, what
         time.sleep(0.1)
-
-
-def canary_picture(seed: int) -> bytes:
-    """A small picture with words in its EXIF."""
-    exif = Image.Exif()
-    exif[0x010E] = WORDS  # ImageDescription
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(jpeg(seed))).save(buffer, "JPEG", exif=exif)
-    return buffer.getvalue()
-
-
-def sent(picture: bytes) -> str:
-    """The data URI that a provider gets of it."""
-    checked = images.check(picture, hashlib.sha256(picture).hexdigest(), images.Limits())
-    decoders = DecodePool(1)
-    try:
-        (pixels,) = decoders.decode([checked]).result()
-    finally:
-        decoders.close()
-    assert not isinstance(pixels, BadImage)
-    return chat_request.picture(pixels, hosted.options(models.load("gpt-4o")).image)[0]
-
-
-def canaries(picture: bytes) -> list[bytes]:
-    """Words and bytes that must be nowhere: of the key, and of the picture in all its forms."""
-    found = [KEY.encode(), KEY[8:].encode(), base64.b64encode(KEY.encode()), WORDS.encode()]
-    data = base64.b64decode(sent(picture).partition(",")[2])
-    for each in (picture, data):
-        text = base64.b64encode(each)
-        found += [text[start : start + 40] for start in range(0, len(text) - 40, 80)]
-        raw = [each[start : start + 24] for start in range(300, len(each) - 24, 200)]
-        found += [*raw, *(repr(part)[2:-1].encode() for part in raw)]
-    return found
-
-
-def hits(places: Mapping[str, bytes], canaries: list[bytes]) -> list[str]:
-    return [
-        f"{name}: {canary!r}"
-        for name, data in places.items()
-        for canary in canaries
-        if canary in data
-    ]
-
-
-def files_below(folder: Path) -> dict[str, bytes]:
-    """All files, those in Parquet also as the values in them."""
-    found = {}
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            found[str(path)] = path.read_bytes()
-            if path.suffix == ".parquet":
-                rows = pq.read_table(path).to_pylist()
-                found[f"{path} as values"] = b"\n".join(_bytes_of(rows))
-    return found
-
-
-def _bytes_of(value: Any) -> Iterator[bytes]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for each in value:
-            yield from _bytes_of(each)
-    elif isinstance(value, bytes):
-        yield value
-    else:
-        yield str(value).encode()
 
 
 def error(status: int, message: str) -> Scripted:
@@ -259,7 +196,7 @@ def test_a_key_and_a_picture_are_nowhere_but_with_the_provider(
         assert cluster.status(second) == "SUCCEEDED", log
         assert any(picture["calls"] for picture in provider.stats()["pictures"])
     pages = [
-        *_PAGES,
+        *PAGES,
         *(f"api/jobs/{job}{part}" for job in (first, second) for part in ("", "/logs")),
     ]
     told = {page: cluster.page(page) for page in pages}

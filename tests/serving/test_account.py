@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from serving.account import ForgottenError, Queue
-from serving.limiter import Limiter, Limits, Told
+from serving.account import Ended, ForgottenError, Queue
+from serving.limiter import Limiter, Limits
 
 pytestmark = pytest.mark.anyio
+
+_Got = TypeVar("_Got")
 
 
 @pytest.fixture
@@ -27,11 +29,11 @@ class Clock:
         return self.now
 
 
-def queue(clock: Clock, silence_s: float = 30.0) -> Queue:
-    return Queue(Limiter(Limits(connections=1)), clock, silence_s)
+def queue(clock: Clock, silence_s: float = 30.0, connections: int = 1) -> Queue:
+    return Queue(Limiter(Limits(connections=connections)), clock, silence_s)
 
 
-async def begun(waiting: Coroutine[Any, Any, int]) -> "asyncio.Task[int]":
+async def begun(waiting: Coroutine[Any, Any, _Got]) -> "asyncio.Task[_Got]":
     """A wait for a turn, once it has nothing to do but wait."""
     task = asyncio.create_task(waiting)
     for _ in range(10):
@@ -77,5 +79,20 @@ async def test_a_client_that_says_it_lives_keeps_its_turn() -> None:
         clock.now += 29
         await turns.alive("slow")
     waiting = await begun(turns.acquire("other", 100))
-    await turns.answered(held, 100, Told())
+    await turns.ended(held, Ended("answered", 100))
     await asyncio.wait_for(waiting, 10)
+
+
+async def test_who_waits_alone_gets_all_turns_that_there_are() -> None:
+    turns = queue(Clock(), connections=3)
+    assert len(await turns.acquire_some("alone", [100] * 5)) == 3
+
+
+async def test_where_others_wait_turns_come_one_by_one() -> None:
+    turns = queue(Clock(), connections=3)
+    held = await turns.acquire_some("first", [100] * 3)
+    several = await begun(turns.acquire_some("several", [100] * 5))
+    one = await begun(turns.acquire("one", 100))
+    await turns.all_ended([(turn, Ended("answered", 100)) for turn in held])
+    assert len(await asyncio.wait_for(several, 10)) == 1
+    await asyncio.wait_for(one, 10)

@@ -423,6 +423,15 @@ def test_a_client_that_stopped_asking_holds_nobody_back() -> None:
     assert went >= 54
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_turn_is_kept_only_for_who_waits(waits: bool) -> None:
+    limiter = Limiter(Limits(connections=1))
+    first = lease(limiter.ask("b", 100, 0.0))
+    wait(limiter.ask("a", 100, 0.1, waits=waits))
+    limiter.answered(first, 0.2, None, NOTHING)
+    assert isinstance(limiter.ask("b", 100, 0.2), Wait if waits else Lease)
+
+
 def test_a_429_of_an_episode_that_is_over_begins_no_other() -> None:
     limiter = Limiter(Limits(requests_per_minute=60_000))
     limiter.ask("a", 100, 0.0)
