@@ -1,0 +1,285 @@
+"""For whom a model is right: groups and their intersections."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from facescan.report import charts
+from facescan.report.answers import measures, single
+from facescan.report.blocks import (
+    TIMES,
+    At,
+    Axis,
+    Block,
+    Cell,
+    Column,
+    Figure,
+    Folded,
+    Items,
+    Kind,
+    Section,
+    Table,
+    Text,
+    Treemap,
+)
+from facescan.report.entries import Entry, Topic
+from facescan.report.scores_file import Cell as Group
+from facescan.report.scores_file import Equality, Gap, Grouping
+from facescan.report.summary import interval, place, refusal_note, span, title
+
+
+def groups(topics: Sequence[Topic], several_places: bool) -> Section:
+    """Every grouping of every combination."""
+    found = [
+        Section(
+            f"groups-{place(topic)}",
+            title(topic, several_places),
+            [_overview(topic, of_topic)],
+            list(_details(of_topic)),
+        )
+        for topic in topics
+        if (of_topic := list(_groupings(topic)))
+    ]
+    if not found:
+        return Section("groups", "Groups", [Text((_NONE,))])
+    note = refusal_note(
+        entry for topic in topics for entry, _ in topic.primary if entry.score.groups
+    )
+    return Section("groups", "Groups", [Text((_SAID,)), *note], found)
+
+
+_SAID = (
+    "Groups are those that the dataset, or another run, names: as perceived. Whether they differ "
+    "at all is tested first, with Holm's correction for all tests of a score. Where they do, a "
+    "group differs (a diamond, a dashed frame) if its interval leaves out the dotted line, the "
+    "accuracy of all groups together. The largest gap between groups is never negative, so it is "
+    "given less what chance alone makes of equal groups."
+)
+_NONE = (
+    "The scores hold no groups: the dataset names none, or none were asked for when the run was "
+    "scored."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Of:
+    """A grouping of an entry, and where it stands there."""
+
+    entry: Entry
+    grouping: Grouping
+    number: int
+
+    @property
+    def at(self) -> At:
+        return self.entry.at / "groups" / self.number
+
+    @property
+    def key(self) -> str:
+        return f"{self.entry.key}-{self.number}"
+
+    @property
+    def by(self) -> str:
+        return TIMES.join(self.grouping.by)
+
+    @property
+    def about(self) -> str:
+        entry = self.entry
+        return f"{entry.score.attribute} by {self.by}: {entry.who}, {entry.view}"
+
+
+def _groupings(topic: Topic) -> Iterable[_Of]:
+    for entry, _ in topic.primary:
+        for number, grouping in enumerate(entry.score.groups):
+            yield _Of(entry, grouping, number)
+
+
+def _overview(topic: Topic, found: Sequence[_Of]) -> Table:
+    return Table(
+        f"table-overview-{place(topic)}",
+        f"Groups compared: {topic.attribute}, {topic.dataset}/{topic.split}",
+        (
+            Column("model and groups", numbers=False),
+            Column("groups"),
+            Column("all together %"),
+            Column("equal, p (Holm)"),
+            Column("largest gap less chance, points"),
+            Column("lowest %"),
+            Column("lowest group", numbers=False),
+        ),
+        tuple(_of_overview(each) for each in found),
+    )
+
+
+def _of_overview(each: _Of) -> tuple[Cell, ...]:
+    grouping, at = each.grouping, each.at
+    test, gap, worst = grouping.equal_rate, grouping.largest_gap, grouping.worst
+    return (
+        Cell((each.entry.name,), (f"{each.entry.view}, by {each.by}",)),
+        Cell((f"{len(grouping.cells):,}",)),
+        interval(grouping.pooled, at / "pooled"),
+        Cell() if test is None else single(test.p_holm, at / "equal_rate" / "p_holm", "p"),
+        Cell() if gap is None else _corrected(gap, at / "largest_gap", "points"),
+        Cell() if worst is None else interval(worst.accuracy, at / "worst" / "accuracy"),
+        Cell() if worst is None else Cell((TIMES.join(worst.group),)),
+    )
+
+
+def _details(found: Sequence[_Of]) -> Iterable[Section]:
+    """Each intersection and each grouping with a finding; those that are neither, folded."""
+    shown = [each for each in found if each.grouping.findings or len(each.grouping.by) > 1]
+    for each in shown:
+        yield Section(
+            f"groups-{each.key}",
+            f"By {each.by}: {each.entry.name}, {each.entry.view}",
+            list(_grouping(each)),
+            detail=True,
+        )
+    for each in found:
+        if each not in shown:
+            summary = f"By {each.by}: {each.entry.name}, {each.entry.view}: no finding"
+            blocks = [Folded(summary, tuple(_grouping(each)))]
+            yield Section(f"groups-{each.key}", "", blocks, detail=True)
+
+
+def _grouping(each: _Of) -> Iterable[Block]:
+    if each.grouping.findings:
+        yield Items(tuple((finding,) for finding in each.grouping.findings))
+    else:
+        yield Text(("No difference between these groups is found beyond chance.",))
+    if len(each.grouping.by) > 1:
+        yield _treemap(each)
+        yield Folded(f"The groups of {each.about}", (_table(each),))
+    else:
+        yield _table(each)
+    yield _note(each.grouping)
+    tests = measures(
+        f"table-tests-{each.key}",
+        f"Tests and gaps, {each.about}",
+        _measures(each.grouping, each.at),
+    )
+    yield Folded(f"Tests and gaps: {each.about}", (tests,))
+
+
+def _note(grouping: Grouping) -> Items:
+    said = f"Groups are from {grouping.source}; one of fewer than {grouping.min_cell} rows shows "
+    return Items(((said + "its size only.",), *((remark,) for remark in grouping.remarks)))
+
+
+def _table(each: _Of) -> Table:
+    grouping = each.grouping
+    on = charts.axis(
+        value
+        for cell in grouping.cells
+        for interval in (cell.accuracy, cell.simultaneous)
+        for value in (interval.value, interval.ci_low, interval.ci_high)
+    )
+    shown = list(dict.fromkeys(name for cell in grouping.cells for name in cell.outcome_rates))
+    return Table(
+        f"table-groups-{each.key}",
+        f"Accuracy, {each.about}",
+        (
+            Column(TIMES.join(grouping.by), numbers=False),
+            Column("accuracy %", axis=on),
+            Column("accuracy %"),
+            Column("for all groups at once"),
+            Column("n"),
+            Column("answered"),
+            *(Column(f"{name.replace('_', ' ')} %") for name in shown),
+        ),
+        tuple(
+            _row(grouping, cell, each.at / "cells" / number, on, shown)
+            for number, cell in enumerate(grouping.cells)
+        ),
+    )
+
+
+def _row(
+    grouping: Grouping, cell: Group, at: At, on: Axis, shown: Sequence[str]
+) -> tuple[Cell, ...]:
+    name, n = Cell((TIMES.join(cell.group),)), single(cell.n, at / "n", "count")
+    pooled = grouping.pooled.value
+    if cell.suppressed:
+        empty = charts.strip(on, cell.accuracy, reference=pooled)
+        rest = [Cell()] * (1 + len(shown))
+        return name, Cell(strip=empty), Cell((), ("too few rows",)), Cell(), n, *rest
+    apart = charts.differs(cell, grouping)
+    wide = at / "simultaneous"
+    low = Figure(cell.simultaneous.ci_low, wide / "ci_low")
+    high = Figure(cell.simultaneous.ci_high, wide / "ci_high")
+    return (
+        name,
+        Cell(strip=charts.strip(on, cell.simultaneous, reference=pooled, differs=apart)),
+        interval(cell.accuracy, at / "accuracy"),
+        Cell((), span(low, high)),
+        n,
+        single(cell.n_answered, at / "n_answered", "count"),
+        *(
+            interval(cell.outcome_rates[name], at / "outcome_rates" / name)
+            if name in cell.outcome_rates
+            else Cell()
+            for name in shown
+        ),
+    )
+
+
+def _treemap(each: _Of) -> Treemap:
+    tiles, on = charts.tiles(each.grouping, each.at)
+    worst = each.grouping.worst
+    said = f"{len(tiles)} groups as areas, the larger the more rows; colour is accuracy."
+    if worst is not None:
+        value = Figure(worst.accuracy.value, each.at).text
+        said += f" The lowest is {TIMES.join(worst.group)} with {value} percent."
+    return Treemap(
+        name=f"treemap-{each.key}",
+        caption=f"Size: rows; colour: accuracy, {each.about}",
+        alternative=f"{said} The groups are in the table that follows.",
+        tiles=tiles,
+        scale=(f"{100 * on.low:.0f}", f"{100 * on.high:.0f} %"),
+    )
+
+
+def _measures(grouping: Grouping, at: At) -> Iterable[tuple[str, Cell]]:
+    yield "accuracy of all groups together, %", interval(grouping.pooled, at / "pooled")
+    if (test := grouping.equal_rate) is not None:
+        yield from _test("equal accuracy", test, at / "equal_rate")
+    yield from _gap("largest gap, points", grouping.largest_gap, at / "largest_gap", "points")
+    yield from _gap("lowest rate ÷ highest", grouping.ratio, at / "ratio", "decimal")
+    if (worst := grouping.worst) is not None:
+        where = at / "worst" / "accuracy"
+        yield f"lowest accuracy, %: {TIMES.join(worst.group)}", interval(worst.accuracy, where)
+    for name, value in (
+        ("equalized_odds_difference", grouping.equalized_odds_difference),
+        ("demographic_parity_difference", grouping.demographic_parity_difference),
+    ):
+        if value is not None:
+            label = f"{name.replace('_', ' ')}, points"
+            yield label, single(value, at / name, "points")
+    for name, of_outcome in grouping.outcome_tests.items():
+        if of_outcome is not None:
+            label = f"equal rate of {name.replace('_', ' ')}"
+            yield from _test(label, of_outcome, at / "outcome_tests" / name)
+
+
+def _test(label: str, test: Equality, at: At) -> Iterable[tuple[str, Cell]]:
+    if test.statistic is not None:
+        statistic = single(test.statistic, at / "statistic", "decimal")
+        df = () if test.df is None else (" with ", Figure(test.df, at / "df", "count"), " df")
+        yield f"{label}: {test.method}", Cell(statistic.main, df)
+    yield f"{label}: p", single(test.p, at / "p", "p")
+    if test.p_holm is not None:
+        yield f"{label}: p, Holm's correction in it", single(test.p_holm, at / "p_holm", "p")
+
+
+def _gap(label: str, gap: Gap | None, at: At, kind: Kind) -> Iterable[tuple[str, Cell]]:
+    if gap is None:
+        return
+    yield label, single(gap.value, at / "value", kind)
+    if gap.corrected is not None:
+        yield f"{label}, less what chance adds", _corrected(gap, at, kind)
+
+
+def _corrected(gap: Gap, at: At, kind: Kind) -> Cell:
+    value = (Figure(gap.corrected, at / "corrected", kind),)
+    if gap.ci_low is None or gap.ci_high is None:
+        return Cell(value)
+    low = Figure(gap.ci_low, at / "ci_low", kind)
+    return Cell(value, span(low, Figure(gap.ci_high, at / "ci_high", kind)))
