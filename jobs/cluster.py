@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.autoscaler.sdk import request_resources
 
 from facescan.errors import UsageError
 from facescan.models import ModelCard
@@ -19,6 +21,11 @@ _NO_TELEMETRY = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1"}
 
 
 _ANSWER_SECONDS = 5.0
+
+_NODE_SECONDS = 1_200.0
+"""For the first node with GPUs: to be found by the provider, started and set up."""
+
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +98,21 @@ def connect(address: str | None, object_store_bytes: int, replicas: int | None) 
         raise UsageError(f"--ray-address {address}: no Ray cluster answers: {error}") from error
 
 
-def share(card: ModelCard, replicas: int | None) -> Share:
+def share(card: ModelCard, replicas: int | None, gpus_of_each: int | None = None) -> Share:
     """How many engines of this model run, and what each gets, on the cluster joined.
+
+    Args:
+        card: of the model.
+        replicas: None for as many as the GPUs allow.
+        gpus_of_each: given where the cluster may have to start nodes for the engines. Returns
+            when the first is there; the other engines start as their nodes come.
 
     Raises:
         UsageError: the cluster has not the GPUs or the cores for it.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if gpus_of_each is not None:
+        return _share_of_nodes_to_come(card, replicas, gpus_of_each)
+    nodes = _nodes()
     available = sum(int(node.get("GPU", 0)) for node in nodes)
     gpus = card.gpus if card.gpus is not None else (card.tensor_parallel_size if available else 0)
     # The GPUs of one engine are on one node.
@@ -108,7 +123,7 @@ def share(card: ModelCard, replicas: int | None) -> Share:
         raise UsageError(
             f"model {card.name}: {replicas} engines of {gpus} GPUs each, but the cluster has "
             f"{available} GPUs and room for {places}; lower --replicas or the card's "
-            "tensor_parallel_size"
+            f"tensor_parallel_size, or give --gpus {gpus} where the cluster starts nodes by itself"
         )
     cores = sum(int(node.get("CPU", 0)) for node in nodes)
     if replicas >= cores:
@@ -120,6 +135,41 @@ def share(card: ModelCard, replicas: int | None) -> Share:
     each = -(-replicas // len(hosts))
     # One core of a node is left for reading, as in a Ray of our own.
     return Share(replicas, gpus, max(1, (min(hosts) - 1) // each))
+
+
+def _share_of_nodes_to_come(card: ModelCard, replicas: int | None, gpus: int) -> Share:
+    _wait_for_gpus(card, replicas or 1, gpus)
+    hosts = [node for node in _nodes() if node.get("GPU", 0) >= gpus]
+    places = [int(node["GPU"]) // gpus for node in hosts]
+    cores = min(int(node.get("CPU", 0)) for node in hosts)
+    return Share(replicas or sum(places), gpus, max(1, (cores - 1) // max(places)))
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each node that is there has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _wait_for_gpus(card: ModelCard, replicas: int, gpus: int) -> None:
+    """Ask the cluster's autoscaler for nodes, and return when the first is there.
+
+    Raises:
+        UsageError: none came; the cluster starts no nodes, or none with so many GPUs.
+    """
+    until = time.monotonic() + _NODE_SECONDS
+    request_resources(bundles=[{"CPU": 1, "GPU": gpus}] * replicas)
+    try:
+        while not any(node.get("GPU", 0) >= gpus for node in _nodes()):
+            if time.monotonic() > until:
+                raise UsageError(
+                    f"model {card.name}: no node with {gpus} GPUs came within "
+                    f"{_NODE_SECONDS / 60:.0f} minutes; `ray status` on the cluster says why, and "
+                    "without --gpus a run takes the nodes that are there"
+                )
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    finally:
+        # What is asked for so is kept for ever; the engines ask for their nodes themselves.
+        request_resources(bundles=[])
 
 
 @contextmanager
