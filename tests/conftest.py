@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import numpy as np
 import pytest
 import ray
@@ -17,9 +18,20 @@ from facescan.shards import Contents, ShardRow, ShardWriter
 if TYPE_CHECKING:
     from tests.s3 import S3
 
+# No test depends on the wall clock: a loaded machine takes longer than Hypothesis' 200 ms.
+hypothesis.settings.register_profile("facescan", deadline=None)
+hypothesis.settings.load_profile("facescan")
+
 RACES = ("White", "Black", "East Asian", "Indian")
 
+
 MakeShards = Callable[..., Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: what comes last keeps all processes of `make test` busy."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +83,8 @@ def local_ray() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_API_KEY", "test-key")
+        # Of a command that a test before has run in this process.
+        ray.shutdown()
         ray.init(
             address="local",
             num_cpus=4,

@@ -17,7 +17,6 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What a test machine has not: weights behind a licence, a cluster's shared disk, big samples.
 STAND_INS = {
     "paligemma-3b-mix-224": "fake",
-    "/shared/": "",
     "--size 1000": "--size 20",
     "--limit 600": "--limit 20",
     "--rpm 500": "--rpm 5000",

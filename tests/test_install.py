@@ -380,6 +380,8 @@ class _Actor:
 
     def in_vllm(self, checkpoint: str) -> list[str]:
         """The torchvision of vLLM's own worker process."""
+        # Ray's workers have what an engine has set in the process of the tests.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # sends the function below
         from vllm import LLM

@@ -102,7 +102,7 @@ def test_scoring_something_else_says_what_is_missing(
     assert "not a run folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["datasets", "models", "protocols", "attributes"])
+@pytest.mark.parametrize("kind", ["datasets", "models", "protocols", "attributes", "recipes"])
 def test_names_are_listed_with_what_they_are(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
