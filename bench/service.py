@@ -375,7 +375,7 @@ def disconnects(count: int) -> None:
 
 
 def soak(latency_ms: float, seconds: float) -> None:
-    """Half of what it can do; memory's slope after the first tenth."""
+    """Half of what it can do; memory's slope after the first tenth, a line each tenth."""
     with service(latency_ms, running=4, waiting=8) as (port, wanted):
         rate = wanted.running / (latency_ms / 1000) / 2
         load = Load(port, rate, seconds)
@@ -383,7 +383,11 @@ def soak(latency_ms: float, seconds: float) -> None:
         points: list[tuple[float, float, int]] = []
         while not load.over:
             time.sleep(min(10.0, seconds / 30))
+            before = points[-1][0] if points else 0.0
             points.append((time.monotonic() - started, _pss_mb(), _files()))
+            past, memory, files = points[-1]
+            if past * 10 // seconds > before * 10 // seconds:
+                print(f"{past:6.0f} s: {memory:.1f} MB, {files} files", flush=True)
         sent = load.sent()
     kept = [point for point in points if seconds / 10 < point[0] <= seconds]
     slope = statistics.linear_regression([p[0] / 3600 for p in kept], [p[1] for p in kept]).slope

@@ -41,3 +41,4 @@ lock torch '# torch as the general index has it, built for CUDA: for a machine w
 lock gpu '# Everything for machines with an NVIDIA GPU. Resolved on a machine without one, and not yet
 # installed or run on a GPU.' \
     $everything --extra gpu install/gpu.in
+lock pip '# The pip that installs all the others.' install/pip.in

