@@ -7,7 +7,7 @@ import ray
 
 from bench import hosted, kills
 from bench.hosted import CONNECTIONS
-from tests.provider.running import Config, Limits, provider_server
+from tests.provider.running import Config, provider_server
 
 pytestmark = pytest.mark.slow
 
@@ -51,16 +51,16 @@ def test_a_budget_is_used_up_after_an_engine_was_killed(tmp_path: Path) -> None:
         assert 0.1 - spent.total_usd < hosted.most_per_call()
 
 
-def test_a_limit_that_is_given_is_kept_to(tmp_path: Path, address: str) -> None:
-    shards = kills.make_shards(tmp_path / "shards", 260, 2)
-    # A tenth of a minute's requests in any six seconds: a minute would take too long here.
-    limits = Limits(rpm=120, minute_s=6, headers=False)
+def test_engines_share_the_limit_that_is_given(tmp_path: Path, address: str) -> None:
+    shards = kills.make_shards(tmp_path / "shards", 70, 2)
     with (
-        provider_server(Config(latency_s=(0.1, 0.5), limits=limits)) as provider,
-        hosted.job(shards, provider, "--rpm", 1200, engines=2, address=address) as it,
+        # Without limits of its own: a refusal would slow the engines, and hide what they ask.
+        provider_server(Config(latency_s=(0.1, 0.5))) as provider,
+        hosted.job(shards, provider, "--rpm", 200, engines=2, address=address) as it,
     ):
         it.finish(it.start(), 0)
         calls = hosted.chats(provider)
-    seen = hosted.between(calls, calls[0]["arrived"], calls[-1]["arrived"], 20)
-    # How much of the limit is used is measured by `bench.hosted`: a busy machine uses less.
-    assert seen.refused <= 0.05, seen
+    seen = hosted.between(calls, calls[0]["arrived"], calls[-1]["arrived"], 200 / 60)
+    # With a limit for each it is twice as much; without one, a busy machine asks 7 a second. How
+    # few are refused by a provider's limits is measured by `bench.hosted`.
+    assert 0.1 < seen.used <= 1.2, seen
