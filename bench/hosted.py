@@ -43,6 +43,7 @@ from facescan.run.ledger import Spent
 from facescan.storage import LocalStorage
 from serving import estimate
 from serving.engines import hosted
+from serving.tokens import HostedOptions
 from tests.provider.running import CHAT, Config, Fault, Limits, Provider, provider_server
 
 ENGINES = 8
@@ -281,7 +282,7 @@ the limiter gives a call's place to another before that."""
 def most_per_call() -> float:
     """What is reserved for one call about a picture of `kills.make_shards`, in USD."""
     card = models.load(MODEL)
-    options = hosted.options(card)
+    options = card.options(HostedOptions)
     asked = prompt.questions(
         card, protocols.load(card.protocol), card.attributes, hosted.preprocessing(card)
     )

@@ -40,6 +40,7 @@ from facescan.errors import BadImage
 from facescan.types import request_id
 from serving import chat_request
 from serving.engines import hosted
+from serving.tokens import HostedOptions
 
 NAME = "tiny-llava"
 PROTOCOL = "neutral"
@@ -105,7 +106,7 @@ def bodies(data: str, address: str) -> dict[str, dict[str, Any]]:
         tpm=None,
         connections=None,
     )
-    options = hosted.options(card)
+    options = card.options(HostedOptions)
     questions = prompt.questions(
         card, protocols.load(PROTOCOL), card.attributes, hosted.preprocessing(card)
     )

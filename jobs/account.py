@@ -16,6 +16,7 @@ from facescan.storage import Storage
 from serving.account import Account, Ended, ForgottenError, Queue
 from serving.engines import hosted
 from serving.limiter import Limiter, Limits
+from serving.tokens import HostedOptions
 
 _NAMESPACE = "facescan"
 _CALLS_AT_ONCE = 10_000
@@ -58,7 +59,7 @@ def limiter(card: ModelCard) -> Any:
     dies it starts again with nothing to give, and what calls in flight tell it about turns that it
     does not know is ignored.
     """
-    options = hosted.options(card)
+    options = card.options(HostedOptions)
     limits = Limits(
         options.limits.rpm, options.limits.tpm, options.limits.rpd, options.limits.connections
     )

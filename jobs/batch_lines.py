@@ -19,7 +19,7 @@ from jobs.pipeline import Work
 from serving import batches, chat_request, estimate
 from serving.batches import Line
 from serving.engines import hosted
-from serving.tokens import ImageSettings
+from serving.tokens import HostedOptions, ImageSettings
 
 _IMAGES_AT_ONCE = 64
 _PIXEL_BYTES_AT_ONCE = 256 * 1024 * 1024
@@ -63,7 +63,7 @@ class Preparation:
         Raises:
             DataError: a shard is gone or damaged.
         """
-        options, model = hosted.options(leg.card), hosted.api_model(leg.card)
+        options, model = leg.card.options(HostedOptions), hosted.api_model(leg.card)
         share = batches.share(options)
         for some in self._images(leg, plan, wanted):
             decoded = self._decoders.decode([image for image, _ in some]).result()

@@ -11,6 +11,7 @@ from serving import estimate
 from serving.batches import Batch, Result
 from serving.engines import hosted
 from serving.provider import Reading, Verdict
+from serving.tokens import HostedOptions
 
 ROUNDS = 3
 """How often a request is asked that expires, or fails for a reason that may pass."""
@@ -23,7 +24,7 @@ class Collected:
         self._record = each
         self._found = found
         self._info = provider_batches.info(each.card)
-        self._options = hosted.options(each.card)
+        self._options = each.card.options(HostedOptions)
         self._now = datetime.now(UTC)
         self._answered = set[str]()
         self._open: dict[str, str] = {}

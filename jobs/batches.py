@@ -48,6 +48,7 @@ from serving import engine as engines
 from serving import estimate
 from serving.batches import Batch, Desk, Lines, NotThereError, UnreachableError
 from serving.engines import hosted
+from serving.tokens import HostedOptions
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
 """Between two looks at the provider: the first, which grows while no batch changes its state, and
@@ -83,7 +84,7 @@ def check(config: RunConfig, planned: Sequence[Pass]) -> None:
                 f"models behind an API (engine {hosted.NAME}) are asked by batches; leave --batch "
                 "out, or give that model a command of its own"
             )
-        price = estimate.price(hosted.options(each.card))
+        price = estimate.price(each.card.options(HostedOptions))
         if (price is None or price.batch is None) and not config.allow_unknown_price:
             raise UsageError(
                 f"--batch: model {each.card.name}: its card has no price for batches "
@@ -498,7 +499,7 @@ class Batches:
         self._loop.run(money.settle(_RESERVATION, usd))
 
     def _desk(self, card: ModelCard) -> Desk:
-        options = hosted.options(card)
+        options = card.options(HostedOptions)
         where = (options.base_url, options.api_key)
         if where not in self._desks:
             self._desks[where] = Desk(options)
@@ -548,5 +549,5 @@ def _leg(folder: RunFolder, each: Record) -> Leg:
 
 
 def _report(each: Record) -> Report:
-    place = {"batch": _submitted(each), "server": hosted.server(hosted.options(each.card))}
+    place = {"batch": _submitted(each), "server": hosted.server(each.card.options(HostedOptions))}
     return Report(_session(each), place, _answered_by(each.card))

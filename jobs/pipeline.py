@@ -36,6 +36,7 @@ from jobs.account import Accounts
 from jobs.engine_actor import FAILURES, Duty, EngineActor, Leg
 from jobs.watch import Watch
 from serving.engines import hosted
+from serving.tokens import HostedOptions
 
 _COLUMNS = ("image_id", "image_sha256", "image")
 
@@ -188,7 +189,7 @@ def _stopping(watch: Any, seconds: float) -> Iterator[None]:
 
 def _longest_call_s(leg: Leg) -> float:
     """How long a call takes at most that is paid, and must not be asked again."""
-    return hosted.options(leg.card).timeout_s if leg.card.engine == hosted.NAME else 0.0
+    return leg.card.options(HostedOptions).timeout_s if leg.card.engine == hosted.NAME else 0.0
 
 
 def _stream(work: Work, plan: Plan, duty: Duty) -> ray.data.Dataset:

@@ -79,7 +79,7 @@ def plan(config: RunConfig, console: Console) -> None:
             f"protocol {each.questions[0].protocol}, engine {each.card.engine}",
         )
         if each.card.engine == hosted.NAME:
-            options = hosted.options(each.card)
+            options = each.card.options(HostedOptions)
             sizes = list(_sizes(config, data, options))
             batch = config.batch and options.price is not None and options.price.batch is not None
             found = forecast(options, each.questions, sizes, requests, batch)

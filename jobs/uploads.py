@@ -28,7 +28,7 @@ def check(config: RunConfig, planned: Sequence[Pass], console: Console) -> None:
     """
     cards = {each.card.name: each.card for each in planned if each.card.engine == hosted.NAME}
     for card in cards.values():
-        options = hosted.options(card)
+        options = card.options(HostedOptions)
         where = f"model {card.name}: pictures are sent to {hosted.server(options)}"
         terms = hosted.terms(options)
         if not config.allow_upload:

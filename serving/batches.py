@@ -69,7 +69,7 @@ def info(card: ModelCard) -> EngineInfo:
     """What answers, as `serving.engines.hosted` tells it of single calls."""
     return EngineInfo(
         f"{hosted.NAME} openai {version('openai')} batch",
-        f"{hosted.api_model(card)} at {hosted.server(hosted.options(card))}",
+        f"{hosted.api_model(card)} at {hosted.server(card.options(HostedOptions))}",
         hosted.numerics(card),
     )
 

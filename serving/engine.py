@@ -7,6 +7,7 @@ neither Ray nor the journal. A file of `serving/engines/` defines the functions 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from typing import Protocol, cast
 
 from facescan import registry
@@ -140,6 +141,27 @@ def module(name: str) -> EngineModule:
     if absent:
         raise UsageError(f"engine '{name}': its file defines no {', '.join(absent)}")
     return cast(EngineModule, found)
+
+
+def uninstalled(*packages: str) -> str | None:
+    """Which of these packages is not there, and which extras bring it; None where all are."""
+    for package in packages:
+        if find_spec(package) is None:
+            return f"{package} is not installed; install facescan[cpu], or facescan[gpu] for CUDA"
+    return None
+
+
+def given(card: ModelCard, checkpoint: Checkpoint | None) -> Checkpoint:
+    """The checkpoint, for an engine that needs one.
+
+    Raises:
+        UsageError: the card names none.
+    """
+    if checkpoint is None:
+        raise UsageError(
+            f"model '{card.name}' names no checkpoint, and engine {card.engine} needs one"
+        )
+    return checkpoint
 
 
 def failed(

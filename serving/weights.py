@@ -62,17 +62,19 @@ def find(checkpoint: Checkpoint) -> Weights:
     )
 
 
-def load_model(kind: Any, found: Weights, **options: Any) -> Any:
+def load_model(kind: Any, found: Weights, *, hint: str = "", **options: Any) -> Any:
     """A model by a class of transformers', in evaluation mode, with every weight from its files.
 
     Args:
         kind: the class, such as `AutoModelForImageClassification`.
         found: the files.
+        hint: what to do where weights are not there.
         options: for its `from_pretrained`.
 
     Raises:
         EngineError: transformers cannot load it, or would make up weights that are not there.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     try:
@@ -84,7 +86,11 @@ def load_model(kind: Any, found: Weights, **options: Any) -> Any:
             ignore_mismatched_sizes=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (
+        *(OSError, ValueError, RuntimeError, KeyError, TypeError),
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
         raise EngineError(f"{found.resolved}: transformers cannot load it: {error}") from error
     if mismatched := sorted(loading["mismatched_keys"]):
         name, there, wanted = mismatched[0]
@@ -95,7 +101,8 @@ def load_model(kind: Any, found: Weights, **options: Any) -> Any:
     if missing := sorted(loading["missing_keys"]):
         raise EngineError(
             f"{found.resolved}: {len(missing)} weights of {type(model).__name__} are not in its "
-            f"files, {missing[0]} among them; they are of another model, or a part is missing"
+            f"files, {missing[0]} among them; they are of another model, or a part is "
+            f"missing{'; ' if hint else ''}{hint}"
         )
     return model.eval()
 

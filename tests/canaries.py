@@ -14,7 +14,7 @@ from facescan import images, models
 from facescan.decoding import DecodePool
 from facescan.errors import BadImage
 from serving import chat_request
-from serving.engines import hosted
+from serving.tokens import HostedOptions
 from tests.conftest import jpeg
 
 KEY = "sk-proj-Kanarie7Vogel3Zq9Wx2Lm5Tb8"
@@ -48,7 +48,7 @@ def sent(picture: bytes) -> str:
     finally:
         decoders.close()
     assert not isinstance(pixels, BadImage)
-    return chat_request.picture(pixels, hosted.options(models.load("gpt-4o")).image)[0]
+    return chat_request.picture(pixels, models.load("gpt-4o").options(HostedOptions).image)[0]
 
 
 def canaries(picture: bytes) -> list[bytes]:

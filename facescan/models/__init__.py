@@ -7,7 +7,7 @@ asked by default. A model without a card is named by engine and checkpoint, `vll
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -16,6 +16,8 @@ from facescan.errors import UsageError
 
 PACKAGE = "facescan.models"
 _CONTENT = (".json", ".safetensors", ".model", ".txt", ".jinja")
+
+_Options = TypeVar("_Options", bound=BaseModel)
 
 _NEUTRAL = "neutral"
 """The protocol of a model without a card."""
@@ -72,6 +74,17 @@ class ModelCard(BaseModel):
         if self.checkpoints and set(self.checkpoints) != set(self.attributes):
             raise ValueError("`checkpoints` must name exactly the card's attributes")
         return self
+
+    def options(self, known: type[_Options]) -> _Options:
+        """`engine_options` as the engine knows them.
+
+        Raises:
+            UsageError: they are others.
+        """
+        try:
+            return known.model_validate(self.engine_options)
+        except ValidationError as error:
+            raise UsageError(f"model '{self.name}': engine_options: {error}") from error
 
     def checkpoint_for(self, attribute: str) -> Checkpoint | None:
         """The weights that answer `attribute`; None for engines without weights."""

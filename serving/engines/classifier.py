@@ -15,27 +15,22 @@ as those of `clip-zero-shot`, and the softmax is over them (`serving/clip.py`).
 - `batch_size` (64): pictures of a step.
 """
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.util import find_spec
-from itertools import groupby
 from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from facescan.decoding import Pixels
-from facescan.errors import BadImage, EngineError, EngineUnavailable, UsageError
+from facescan.errors import EngineError, EngineUnavailable
 from facescan.models import Checkpoint, ModelCard
-from facescan.types import AnswerMode, FinishReason, Question, Reply, Request
+from facescan.types import AnswerMode, Question
 from serving import clip, weights
-from serving.engine import EngineInfo, EngineSettings, failed
+from serving.engine import EngineInfo, EngineSettings, given, uninstalled
+from serving.steps import Answer, StepEngine, likeliest
 
 FAIRFACE_SIDE = 224
 FAIRFACE_MEAN = (0.485, 0.456, 0.406)
@@ -43,8 +38,6 @@ FAIRFACE_STD = (0.229, 0.224, 0.225)
 """Of dchen236/FairFace `predict.py`: ImageNet's, after scaling to 0 to 1."""
 
 _Floats = npt.NDArray[np.float32]
-_Scores = tuple[tuple[str, float], ...]
-"""Pairs of offered text and natural-log probability."""
 
 
 class Options(BaseModel):
@@ -79,34 +72,20 @@ class Options(BaseModel):
 
 def missing() -> str | None:
     """See `serving.engine.EngineModule`."""
-    for package in ("torch", "torchvision", "transformers"):
-        if find_spec(package) is None:
-            return f"{package} is not installed; install facescan[cpu], or facescan[gpu] for CUDA"
-    return None
-
-
-def options(card: ModelCard) -> Options:
-    """The checked `engine_options` of a card.
-
-    Raises:
-        UsageError: they are not what this engine knows.
-    """
-    try:
-        return Options.model_validate(card.engine_options)
-    except ValidationError as error:
-        raise UsageError(f"model '{card.name}': engine_options: {error}") from error
+    return uninstalled("torch", "torchvision", "transformers")
 
 
 def preprocessing(card: ModelCard) -> str:
     """See `serving.engine.EngineModule`."""
-    if options(card).architecture == "resnet34":
+    if card.options(Options).architecture == "resnet34":
         return f"upright RGB; bilinear to {FAIRFACE_SIDE} px by Pillow; ImageNet mean and deviation"
     return "upright RGB; the checkpoint's own image processor, on Pillow"
 
 
 def numerics(card: ModelCard) -> dict[str, str]:
     """See `serving.engine.EngineModule`; the heads' order decides what an output means."""
-    heads = {f"head.{name}": ", ".join(labels) for name, labels in options(card).heads.items()}
+    chosen = card.options(Options)
+    heads = {f"head.{name}": ", ".join(labels) for name, labels in chosen.heads.items()}
     return {"dtype": card.dtype, **heads}
 
 
@@ -118,7 +97,7 @@ def cannot_ask(card: ModelCard, question: Question) -> str | None:
             f"'{question.answer_mode}' needs another engine, or give a protocol of mode 'score' "
             "such as label-probabilities"
         )
-    chosen = options(card)
+    chosen = card.options(Options)
     if chosen.architecture == "clip":
         return clip.cannot_ask(question)
     heads = chosen.heads
@@ -131,34 +110,31 @@ def cannot_ask(card: ModelCard, question: Question) -> str | None:
     return None
 
 
-def load(
-    card: ModelCard, checkpoint: Checkpoint | None, settings: EngineSettings
-) -> "ClassifierEngine":
+def load(card: ModelCard, checkpoint: Checkpoint | None, settings: EngineSettings) -> StepEngine:
     """See `serving.engine.EngineModule`."""
     if (lacking := missing()) is not None:
         raise EngineUnavailable(lacking)
-    if checkpoint is None:
-        raise UsageError(f"model '{card.name}' names no checkpoint, and this engine needs one")
+    checkpoint = given(card, checkpoint)
     import torch
 
     torch.set_num_threads(settings.cpus)
-    chosen = options(card)
+    chosen = card.options(Options)
     builders = {"resnet34": _resnet34, "transformers": _transformers, "clip": _clip}
     device = "cuda" if settings.gpus else "cpu"
     dtype = torch.float32 if card.dtype == "auto" else getattr(torch, card.dtype)
-    network = builders[chosen.architecture](checkpoint, chosen, lambda m: m.to(device, dtype))
+    loaded = builders[chosen.architecture](checkpoint, chosen, lambda m: m.to(device, dtype))
 
     def outputs(pictures: Sequence[Pixels]) -> _Floats:
-        tensors = torch.stack([network.tensor(each) for each in pictures]).to(device, dtype)
+        tensors = torch.stack([loaded.tensor(each) for each in pictures]).to(device, dtype)
         with torch.inference_mode():
-            return np.asarray(network.outputs(tensors).float().cpu())
+            return np.asarray(loaded.outputs(tensors).float().cpu())
 
     info = EngineInfo(
         f"classifier, torch {torch.__version__} ({device})",
-        network.resolved,
+        loaded.resolved,
         {"dtype": str(dtype).removeprefix("torch."), "torch": torch.__version__},
     )
-    return ClassifierEngine(info, outputs, network.logits, chosen.batch_size, settings)
+    return StepEngine(_Classifier(info, outputs, loaded.logits), chosen.batch_size, settings)
 
 
 _Logits = Callable[[Question, _Floats], Mapping[str, float]]
@@ -166,8 +142,8 @@ _Logits = Callable[[Question, _Floats], Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Network:
-    """What was loaded.
+class _Loaded:
+    """A network and what belongs to it.
 
     Attributes:
         resolved: the checkpoint and the commit loaded.
@@ -211,7 +187,7 @@ def fairface_tensor(pixels: Pixels) -> Any:
     return (scaled - mean) / deviation
 
 
-def _resnet34(checkpoint: Checkpoint, chosen: Options, place: _Place) -> _Network:
+def _resnet34(checkpoint: Checkpoint, chosen: Options, place: _Place) -> _Loaded:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     from torchvision.models import resnet34
@@ -230,7 +206,7 @@ def _resnet34(checkpoint: Checkpoint, chosen: Options, place: _Place) -> _Networ
             f"outputs, as the card's `heads` want: {difference}"
         )
     model.load_state_dict(state)
-    return _Network(found.resolved, fairface_tensor, place(model.eval()), _of_heads(chosen.heads))
+    return _Loaded(found.resolved, fairface_tensor, place(model.eval()), _of_heads(chosen.heads))
 
 
 def _difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
@@ -244,7 +220,7 @@ def _difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str | No
     return f"it has {more[0]} as well" if more else None
 
 
-def _transformers(checkpoint: Checkpoint, chosen: Options, place: _Place) -> _Network:
+def _transformers(checkpoint: Checkpoint, chosen: Options, place: _Place) -> _Loaded:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as KINDS,
@@ -265,7 +241,7 @@ def _transformers(checkpoint: Checkpoint, chosen: Options, place: _Place) -> _Ne
         )
     _check_names(checkpoint, chosen, model.config.id2label)
     network = place(model)
-    return _Network(
+    return _Loaded(
         found.resolved,
         _tensor(weights.load_processor(AutoImageProcessor, found)),
         lambda batch: network(pixel_values=batch).logits,
@@ -296,94 +272,43 @@ def _tensor(processor: Any) -> Callable[[Pixels], Any]:
     return tensor
 
 
-def _clip(checkpoint: Checkpoint, chosen: Options, place: _Place) -> _Network:
+def _clip(checkpoint: Checkpoint, chosen: Options, place: _Place) -> _Loaded:
     del chosen
     found = weights.find(checkpoint)
     model = clip.Clip(found, place)
-    return _Network(found.resolved, _tensor(model.image_processor), model.pictures, model.logits)
+    return _Loaded(found.resolved, _tensor(model.image_processor), model.pictures, model.logits)
 
 
-class ClassifierEngine:
-    """See the module's docstring and `serving.engine.Engine`.
+class _Classifier:
+    """See `serving.steps.Network`.
 
     Args:
-        info: see `serving.engine.Engine`.
+        info: what is answering.
         outputs: pictures of any sizes -> shape (pictures, outputs).
         logits: see `_Logits`.
-        batch_size: pictures of a step.
-        settings: of the run.
     """
 
     def __init__(
-        self,
-        info: EngineInfo,
-        outputs: Callable[[Sequence[Pixels]], _Floats],
-        logits: _Logits,
-        batch_size: int,
-        settings: EngineSettings,
+        self, info: EngineInfo, outputs: Callable[[Sequence[Pixels]], _Floats], logits: _Logits
     ) -> None:
         self.info = info
-        self.calls_in_flight: int | None = None
+        self.size: tuple[int, int] | None = None
         self._outputs = outputs
         self._logits = logits
-        self._batch_size = batch_size
-        self._decoders = settings.decoders
-        # One step at a time; the event loop and the decoders go on meanwhile.
-        self._steps = ThreadPoolExecutor(1, thread_name_prefix="classifier")
 
-    async def answer(self, requests: Sequence[Request]) -> AsyncIterator[Reply]:
-        """One pass of the network for each picture, however many questions there are about it."""
-        loop = asyncio.get_running_loop()
-        pictures = [list(group) for _, group in groupby(requests, lambda r: r.image.sha256)]
-        for start in range(0, len(pictures), self._batch_size):
-            began = time.monotonic()
-            batch = pictures[start : start + self._batch_size]
-            decoding = self._decoders.decode([about[0].image for about in batch])
-            good: list[tuple[list[Request], Pixels]] = []
-            decoded = await asyncio.wrap_future(decoding)
-            for about, pixels in zip(batch, decoded, strict=True):
-                if isinstance(pixels, BadImage):
-                    seconds = time.monotonic() - began
-                    for request in about:
-                        yield failed(request.request_id, self.info, pixels, latency_s=seconds)
-                else:
-                    good.append((about, pixels))
-            if not good:
-                continue
-            scored = await loop.run_in_executor(self._steps, self._step, good)
-            for request, scores in scored:
-                yield self._reply(request, scores, time.monotonic() - began)
+    def see(self, pictures: Sequence[Pixels]) -> _Floats:
+        """The network's outputs: one pass however many questions there are about a picture."""
+        return self._outputs(pictures)
 
-    async def close(self) -> None:
-        """See `serving.engine.Engine`."""
-        await asyncio.to_thread(self._steps.shutdown)
+    def ask(self, question: Question, seen: _Floats) -> list[Answer]:
+        """See `serving.steps.Network`."""
+        return [self._answer(question, outputs) for outputs in seen]
 
-    def _step(self, good: list[tuple[list[Request], Pixels]]) -> list[tuple[Request, _Scores]]:
-        """Every request about these pictures, with its scores; on the thread."""
-        outputs = self._outputs([pixels for _, pixels in good])
-        return [
-            (request, self._scores(request.question, row))
-            for (about, _), row in zip(good, outputs, strict=True)
-            for request in about
-        ]
-
-    def _scores(self, question: Question, outputs: _Floats) -> _Scores:
+    def _answer(self, question: Question, outputs: _Floats) -> Answer:
         logits = self._logits(question, outputs)
         values = np.array(list(logits.values()), np.float64)
         values -= values.max()
         values -= np.log(np.exp(values).sum())
         by_label = dict(zip(logits, values.tolist(), strict=True))
         (offered,) = question.offered
-        return tuple((text, by_label[label]) for text, label in offered)
-
-    def _reply(self, request: Request, scores: _Scores, seconds: float) -> Reply:
-        return Reply(
-            request_id=request.request_id,
-            raw_response=max(scores, key=lambda pair: pair[1])[0],
-            finish_reason=FinishReason.STOP,
-            engine=self.info.engine,
-            resolved_model=self.info.resolved_model,
-            created_at=datetime.now(UTC),
-            latency_s=seconds,
-            label_logprobs=scores,
-        )
+        return likeliest((text, by_label[label]) for text, label in offered)

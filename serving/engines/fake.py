@@ -19,11 +19,11 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from facescan import __version__
 from facescan.decoding import IMAGES_PER_CHUNK
-from facescan.errors import BadImage, UsageError
+from facescan.errors import BadImage
 from facescan.models import Checkpoint, ModelCard
 from facescan.types import AnswerMode, FinishReason, Question, Reply, Request
 from serving.engine import EngineInfo, EngineSettings, failed
@@ -57,7 +57,7 @@ def preprocessing(card: ModelCard) -> str:
 
 def numerics(card: ModelCard) -> dict[str, str]:
     """None: its options change no answer."""
-    _options(card)
+    card.options(Options)
     return {}
 
 
@@ -73,18 +73,11 @@ def load(card: ModelCard, checkpoint: Checkpoint | None, settings: EngineSetting
     return FakeEngine(card, settings)
 
 
-def _options(card: ModelCard) -> Options:
-    try:
-        return Options.model_validate(card.engine_options)
-    except ValidationError as error:
-        raise UsageError(f"model '{card.name}': engine_options: {error}") from error
-
-
 class FakeEngine:
     """See the module's docstring and `serving.engine.Engine`."""
 
     def __init__(self, card: ModelCard, settings: EngineSettings) -> None:
-        options = _options(card)
+        options = card.options(Options)
         self.info = EngineInfo(f"fake {__version__}", card.name, {})
         self.calls_in_flight = options.calls_in_flight
         self._latency_s = options.latency_ms / 1000

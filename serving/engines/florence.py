@@ -16,28 +16,21 @@ an answer that was cut off says so.
 - `batch_size` (8): pictures of a step.
 """
 
-import asyncio
-import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.util import find_spec
-from itertools import groupby
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from facescan.decoding import Pixels
-from facescan.errors import BadImage, EngineError, EngineUnavailable, UsageError
+from facescan.errors import EngineError, EngineUnavailable
 from facescan.models import Checkpoint, ModelCard
-from facescan.types import AnswerMode, FinishReason, Question, Reply, Request
+from facescan.types import AnswerMode, FinishReason, Question
 from serving import weights
-from serving.engine import EngineInfo, EngineSettings, failed
+from serving.engine import EngineInfo, EngineSettings, given, uninstalled
 from serving.label_tokens import allowed
+from serving.steps import Answer, StepEngine, likeliest
 from serving.weights import Weights
 
 _MODEL_TYPE = "florence2"
@@ -54,10 +47,7 @@ class Options(BaseModel):
 
 def missing() -> str | None:
     """See `serving.engine.EngineModule`."""
-    for package in ("torch", "transformers"):
-        if find_spec(package) is None:
-            return f"{package} is not installed; install facescan[cpu], or facescan[gpu] for CUDA"
-    return None
+    return uninstalled("torch", "transformers")
 
 
 def preprocessing(card: ModelCard) -> str:
@@ -68,7 +58,7 @@ def preprocessing(card: ModelCard) -> str:
 
 def numerics(card: ModelCard) -> dict[str, str]:
     """See `serving.engine.EngineModule`."""
-    return {"dtype": card.dtype, "beams": str(_options(card).beams)}
+    return {"dtype": card.dtype, "beams": str(card.options(Options).beams)}
 
 
 def cannot_ask(card: ModelCard, question: Question) -> str | None:
@@ -84,55 +74,32 @@ def cannot_ask(card: ModelCard, question: Question) -> str | None:
     return None
 
 
-def _options(card: ModelCard) -> Options:
-    try:
-        return Options.model_validate(card.engine_options)
-    except ValidationError as error:
-        raise UsageError(f"model '{card.name}': engine_options: {error}") from error
-
-
-def load(
-    card: ModelCard, checkpoint: Checkpoint | None, settings: EngineSettings
-) -> "FlorenceEngine":
+def load(card: ModelCard, checkpoint: Checkpoint | None, settings: EngineSettings) -> StepEngine:
     """See `serving.engine.EngineModule`."""
     if (lacking := missing()) is not None:
         raise EngineUnavailable(lacking)
-    if checkpoint is None:
-        raise UsageError(f"model '{card.name}' names no checkpoint, and this engine needs one")
-    options = _options(card)
+    checkpoint = given(card, checkpoint)
+    options = card.options(Options)
     found = weights.find(checkpoint)
     kind = found.config.get("model_type")
     if kind != _MODEL_TYPE:
         raise EngineError(
             f"{checkpoint.path}: a checkpoint of '{kind}'; engine florence runs '{_MODEL_TYPE}'"
         )
-    form = _Form(found)
-    return FlorenceEngine(_model(found, card.dtype, settings), form, found, options, settings)
-
-
-def _model(found: Weights, dtype: str, settings: EngineSettings) -> Any:
     import torch
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import Florence2ForConditionalGeneration
 
+    form = _Form(found)
     torch.set_num_threads(settings.cpus)
-    try:
-        model, report = Florence2ForConditionalGeneration.from_pretrained(
-            found.folder,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, StrictDataclassError) as error:
-        raise EngineError(f"{found.resolved}: transformers cannot load it: {error}") from error
-    # transformers fills with random numbers what it does not find under its own names.
-    if absent := sorted(report["missing_keys"]):
-        raise EngineError(
-            f"{found.resolved}: lacks {len(absent)} weights of transformers' Florence-2, such as "
-            f"{absent[0]}; a checkpoint in the layout of Microsoft's own code must be converted "
-            "first, as those of florence-community are"
-        )
-    return model.to("cuda" if settings.gpus else "cpu").eval()
+    model = weights.load_model(
+        Florence2ForConditionalGeneration,
+        found,
+        hint="a checkpoint in the layout of Microsoft's own code must be converted first, as those "
+        "of florence-community are",
+        dtype=card.dtype if card.dtype == "auto" else getattr(torch, card.dtype),
+    )
+    network = _Florence(model.to("cuda" if settings.gpus else "cpu"), form, found, options.beams)
+    return StepEngine(network, options.batch_size, settings)
 
 
 class _Form:
@@ -200,59 +167,45 @@ class _Form:
         return str(self._processor.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    text: str
-    finish_reason: FinishReason
-    tokens_out: int
-    label_logprobs: tuple[tuple[str, float], ...] = ()
-
-
-class FlorenceEngine:
-    """See the module's docstring and `serving.engine.Engine`.
+class _Florence:
+    """See `serving.steps.Network`.
 
     Args:
         model: in evaluation mode, on its device.
         form: of its processor.
         found: its files.
-        options: of the card.
-        settings: of the run.
+        beams: of free answers.
 
     Raises:
         EngineError: processor and model do not agree on how many tokens a picture is.
     """
 
-    def __init__(
-        self, model: Any, form: _Form, found: Weights, options: Options, settings: EngineSettings
-    ) -> None:
+    def __init__(self, model: Any, form: _Form, found: Weights, beams: int) -> None:
         import torch
         import transformers
 
         self._model = model
         self._form = form
-        self._options = options
-        self._decoders = settings.decoders
+        self._beams = beams
+        self.size: tuple[int, int] | None = form.size
         generation = model.generation_config
         first = generation.forced_bos_token_id
         self._begun = [model.config.text_config.decoder_start_token_id]
         self._begun += [] if first is None else [first]
-        self.calls_in_flight: int | None = None
         self.info = EngineInfo(
             f"florence, torch {torch.__version__}, transformers {transformers.__version__} "
             f"({model.device.type})",
             found.resolved,
             {
                 "dtype": str(model.dtype).removeprefix("torch."),
-                "beams": str(options.beams),
+                "beams": str(beams),
                 "torch": torch.__version__,
             },
         )
         self._check_image_tokens(found)
-        # One step at a time; the event loop and the decoders go on meanwhile.
-        self._steps = ThreadPoolExecutor(1, thread_name_prefix="florence")
 
     def _check_image_tokens(self, found: Weights) -> None:
-        seen = self._see(np.zeros((1, *reversed(self._form.size), 3), np.uint8)).shape[1]
+        seen = self.see([np.zeros((*reversed(self._form.size), 3), np.uint8)]).shape[1]
         places = self._form.prompt_tokens("").count(self._model.config.image_token_id)
         if seen != places:
             raise EngineError(
@@ -260,91 +213,43 @@ class FlorenceEngine:
                 f"leaves room for {places} (image_seq_length)"
             )
 
-    async def answer(self, requests: Sequence[Request]) -> AsyncIterator[Reply]:
-        """See `serving.engine.Engine`."""
-        loop = asyncio.get_running_loop()
-        pictures = [list(group) for _, group in groupby(requests, lambda r: r.image.sha256)]
-        for start in range(0, len(pictures), self._options.batch_size):
-            began = time.monotonic()
-            batch = pictures[start : start + self._options.batch_size]
-            decoding = self._decoders.decode([about[0].image for about in batch], self._form.size)
-            decoded = await asyncio.wrap_future(decoding)
-            good: list[Pixels] = []
-            asked: dict[str, list[tuple[Request, int]]] = defaultdict(list)
-            for about, pixels in zip(batch, decoded, strict=True):
-                if isinstance(pixels, BadImage):
-                    seconds = time.monotonic() - began
-                    for request in about:
-                        yield failed(request.request_id, self.info, pixels, latency_s=seconds)
-                    continue
-                for request in about:
-                    asked[request.question.identity].append((request, len(good)))
-                good.append(pixels)
-            if not good:
-                continue
-            features = await loop.run_in_executor(self._steps, self._see, np.stack(good))
-            for group in asked.values():
-                question, places = group[0][0].question, [place for _, place in group]
-                answers = await loop.run_in_executor(
-                    self._steps, self._ask, question, features[places]
-                )
-                for (request, _), each in zip(group, answers, strict=True):
-                    yield self._reply(request, each, time.monotonic() - began)
-
-    async def close(self) -> None:
-        """See `serving.engine.Engine`."""
-        await asyncio.to_thread(self._steps.shutdown)
-
-    def _reply(self, request: Request, answer: _Answer, seconds: float) -> Reply:
-        return Reply(
-            request_id=request.request_id,
-            raw_response=answer.text,
-            finish_reason=answer.finish_reason,
-            engine=self.info.engine,
-            resolved_model=self.info.resolved_model,
-            created_at=datetime.now(UTC),
-            latency_s=seconds,
-            label_logprobs=answer.label_logprobs,
-            tokens_in=len(self._form.prompt_tokens(request.question.prompt)),
-            tokens_out=answer.tokens_out,
-        )
-
-    def _see(self, pixels: Pixels) -> Any:
-        """Pictures, (pictures, height, width, 3), as tokens of the encoder; on the thread."""
+    def see(self, pictures: Sequence[Pixels]) -> Any:
+        """Tokens of the encoder, shape (pictures, tokens, width)."""
         import torch
 
-        scaled = torch.from_numpy(self._form.scaled(pixels))
+        scaled = torch.from_numpy(self._form.scaled(np.stack(pictures)))
         with torch.inference_mode():
             moved = scaled.to(self._model.device, self._model.dtype)
             return self._model.get_image_features(moved).pooler_output
 
-    def _ask(self, question: Question, features: Any) -> list[_Answer]:
-        """One question about a batch of pictures, (pictures, tokens, width); on the thread."""
+    def ask(self, question: Question, seen: Any) -> list[Answer]:
+        """See `serving.steps.Network`."""
         import torch
 
+        prompt = self._form.prompt_tokens(question.prompt)
         labels = {
             self._form.label_tokens(label): label
             for label in (question.labels if question.answer_mode is not AnswerMode.FREE else ())
         }
         with torch.inference_mode():
-            encoded = self._encoded(self._form.prompt_tokens(question.prompt), features)
+            encoded = self._encoded(prompt, seen)
             match question.answer_mode:
                 case AnswerMode.SCORE:
-                    return self._scores(labels, encoded)
+                    return self._scores(prompt, labels, encoded)
                 case AnswerMode.CHOICE:
                     return [
-                        _Answer(labels[tokens], FinishReason.STOP, len(tokens))
+                        Answer(labels[tokens], FinishReason.STOP, len(prompt), len(tokens))
                         for tokens in self._choices(list(labels), encoded)
                     ]
                 case AnswerMode.FREE:
                     made = self._generate(
-                        encoded, question.decoding.max_tokens, num_beams=self._options.beams
+                        encoded, question.decoding.max_tokens, num_beams=self._beams
                     )
-                    return [self._free(tokens) for tokens in made]
+                    return [self._free(len(prompt), tokens) for tokens in made]
 
-    def _free(self, tokens: tuple[int, ...]) -> _Answer:
+    def _free(self, tokens_in: int, tokens: tuple[int, ...]) -> Answer:
         ended = FinishReason.STOP if tokens[-1] == self._form.end else FinishReason.LENGTH
-        return _Answer(self._form.text(tokens), ended, len(tokens))
+        return Answer(self._form.text(tokens), ended, tokens_in, len(tokens))
 
     def _encoded(self, prompt: list[int], features: Any) -> Any:
         """What the encoder makes of a question about each picture."""
@@ -391,7 +296,9 @@ class FlorenceEngine:
             prefix_allowed_tokens_fn=following,
         )
 
-    def _scores(self, labels: dict[tuple[int, ...], str], encoded: Any) -> list[_Answer]:
+    def _scores(
+        self, prompt: list[int], labels: dict[tuple[int, ...], str], encoded: Any
+    ) -> list[Answer]:
         import torch
         from transformers import DynamicCache, EncoderDecoderCache
 
@@ -417,9 +324,9 @@ class FlorenceEngine:
             wanted = torch.tensor(tokens, device=device).expand(count, -1)
             columns.append(every.gather(-1, wanted[..., None])[..., 0].sum(-1).tolist())
         made = sum(map(len, labels))
-        answers = []
-        for row in zip(*columns, strict=True):
-            scored = tuple(zip(labels.values(), row, strict=True))
-            best = max(scored, key=lambda pair: pair[1])[0]
-            answers.append(_Answer(best, FinishReason.STOP, made, scored))
-        return answers
+        return [
+            likeliest(
+                zip(labels.values(), row, strict=True), tokens_in=len(prompt), tokens_out=made
+            )
+            for row in zip(*columns, strict=True)
+        ]

@@ -24,8 +24,6 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
-from pydantic import ValidationError
-
 from facescan import models
 from facescan.errors import AccessDenied, BadImage, EngineUnavailable, QuotaExhausted, UsageError
 from facescan.models import Checkpoint, ModelCard
@@ -72,18 +70,6 @@ def missing() -> str | None:
     return None
 
 
-def options(card: ModelCard) -> HostedOptions:
-    """The checked `engine_options` of a card.
-
-    Raises:
-        UsageError: they are not what this engine knows.
-    """
-    try:
-        return HostedOptions.model_validate(card.engine_options)
-    except ValidationError as error:
-        raise UsageError(f"model '{card.name}': engine_options: {error}") from error
-
-
 def with_account(
     card: ModelCard,
     *,
@@ -108,7 +94,7 @@ def with_account(
         # What the card says of retention is said of the card's own server.
         chosen |= {"base_url": base_url, "retention": None}
     known = card.model_copy(update={"engine_options": chosen})
-    if options(known).base_url is None:
+    if known.options(HostedOptions).base_url is None:
         raise UsageError(f"model {card.name}: which server? Give --model-base-url")
     api_model(known)
     return known
@@ -130,14 +116,14 @@ def api_model(card: ModelCard) -> str:
 
 def preprocessing(card: ModelCard) -> str:
     """How the picture is made that is sent."""
-    image = options(card).image
+    image = card.options(HostedOptions).image
     quality = f" quality {image.quality}" if image.format == "jpeg" else ""
     return f"{image.format}{quality} at most {image.max_side} px, detail {image.detail}"
 
 
 def numerics(card: ModelCard) -> dict[str, str]:
     """The server, and further fields of the body."""
-    chosen = options(card)
+    chosen = card.options(HostedOptions)
     extra = {f"extra.{key}": str(value) for key, value in sorted(chosen.extra.items())}
     return {
         "server": server(chosen),
@@ -152,7 +138,7 @@ def cannot_ask(card: ModelCard, question: Question) -> str | None:
     """Only answers that are generated: no provider gives the log-probabilities of given labels."""
     if question.answer_mode is not AnswerMode.FREE:
         return f"answer mode '{question.answer_mode}' needs a model that runs here"
-    if question.answer_schema and not options(card).structured:
+    if question.answer_schema and not card.options(HostedOptions).structured:
         return "its server enforces no JSON schema (`structured` of the card)"
     return None
 
@@ -240,7 +226,7 @@ class HostedEngine:
 
         if settings.account is None:
             raise UsageError(f"engine {NAME} needs an account")
-        self._options = options(card)
+        self._options = card.options(HostedOptions)
         self._model = api_model(card)
         self._account: Account = settings.account
         self._decoders = settings.decoders

@@ -10,28 +10,21 @@ depend on what stands beside it but for rounding.
 - `batch_size` (32): pictures of a step.
 """
 
-import asyncio
-import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.util import find_spec
-from itertools import groupby
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from facescan.decoding import Pixels
-from facescan.errors import BadImage, EngineError, EngineUnavailable, UsageError
+from facescan.errors import EngineError, EngineUnavailable
 from facescan.models import Checkpoint, ModelCard
-from facescan.types import AnswerMode, FinishReason, Question, Reply, Request
+from facescan.types import AnswerMode, FinishReason, Question
 from serving import weights
-from serving.engine import EngineInfo, EngineSettings, failed
+from serving.engine import EngineInfo, EngineSettings, given, uninstalled
 from serving.label_tokens import allowed
 from serving.prompt_forms import PaliGemmaForm
+from serving.steps import Answer, StepEngine, likeliest
 from serving.weights import Weights
 
 _MODEL_TYPE = "paligemma"
@@ -47,10 +40,7 @@ class Options(BaseModel):
 
 def missing() -> str | None:
     """See `serving.engine.EngineModule`."""
-    for package in ("torch", "transformers"):
-        if find_spec(package) is None:
-            return f"{package} is not installed; install facescan[cpu], or facescan[gpu] for CUDA"
-    return None
+    return uninstalled("torch", "transformers")
 
 
 def preprocessing(card: ModelCard) -> str:
@@ -61,7 +51,7 @@ def preprocessing(card: ModelCard) -> str:
 
 def numerics(card: ModelCard) -> dict[str, str]:
     """See `serving.engine.EngineModule`."""
-    _options(card)
+    card.options(Options)
     return {"dtype": card.dtype}
 
 
@@ -75,75 +65,44 @@ def cannot_ask(card: ModelCard, question: Question) -> str | None:
     return None
 
 
-def _options(card: ModelCard) -> Options:
-    try:
-        return Options.model_validate(card.engine_options)
-    except ValidationError as error:
-        raise UsageError(f"model '{card.name}': engine_options: {error}") from error
-
-
-def load(card: ModelCard, checkpoint: Checkpoint | None, settings: EngineSettings) -> "TorchEngine":
+def load(card: ModelCard, checkpoint: Checkpoint | None, settings: EngineSettings) -> StepEngine:
     """See `serving.engine.EngineModule`."""
     if (lacking := missing()) is not None:
         raise EngineUnavailable(lacking)
-    if checkpoint is None:
-        raise UsageError(f"model '{card.name}' names no checkpoint, and this engine needs one")
-    options = _options(card)
+    checkpoint = given(card, checkpoint)
+    options = card.options(Options)
     found = weights.find(checkpoint)
     kind = found.config.get("model_type")
     if kind != _MODEL_TYPE:
         raise EngineError(
             f"{checkpoint.path}: a checkpoint of '{kind}'; engine torch runs '{_MODEL_TYPE}'"
         )
-    return TorchEngine(_model(found, card.dtype, settings), found, options, settings)
-
-
-def _model(found: Weights, dtype: str, settings: EngineSettings) -> Any:
     import torch
     from transformers import AutoModelForImageTextToText
 
     torch.set_num_threads(settings.cpus)
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            found.folder,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise EngineError(f"{found.resolved}: transformers cannot load it: {error}") from error
-    return model.to("cuda" if settings.gpus else "cpu").eval()
+    dtype = card.dtype if card.dtype == "auto" else getattr(torch, card.dtype)
+    model = weights.load_model(AutoModelForImageTextToText, found, dtype=dtype)
+    network = _PaliGemma(model.to("cuda" if settings.gpus else "cpu"), found)
+    return StepEngine(network, options.batch_size, settings)
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    text: str
-    finish_reason: FinishReason
-    tokens_out: int
-    label_logprobs: tuple[tuple[str, float], ...] = ()
-
-
-class TorchEngine:
-    """See the module's docstring and `serving.engine.Engine`.
+class _PaliGemma:
+    """See `serving.steps.Network`.
 
     Args:
         model: in evaluation mode, on its device.
         found: its files.
-        options: of the card.
-        settings: of the run.
     """
 
-    def __init__(
-        self, model: Any, found: Weights, options: Options, settings: EngineSettings
-    ) -> None:
+    def __init__(self, model: Any, found: Weights) -> None:
         import torch
         import transformers
 
         self._model = model
         self._form = PaliGemmaForm(found)
-        self._batch_size = options.batch_size
-        self._decoders = settings.decoders
         self._end = self._form.end_tokens[0]
-        self.calls_in_flight: int | None = None
+        self.size: tuple[int, int] | None = self._form.size
         self.info = EngineInfo(
             f"torch {torch.__version__}, transformers {transformers.__version__} "
             f"({model.device.type})",
@@ -154,53 +113,17 @@ class TorchEngine:
                 "torch": torch.__version__,
             },
         )
-        # One step at a time; the event loop and the decoders go on meanwhile.
-        self._steps = ThreadPoolExecutor(1, thread_name_prefix="torch")
 
-    async def answer(self, requests: Sequence[Request]) -> AsyncIterator[Reply]:
-        """See `serving.engine.Engine`."""
-        loop = asyncio.get_running_loop()
-        pictures = [list(group) for _, group in groupby(requests, lambda r: r.image.sha256)]
-        for start in range(0, len(pictures), self._batch_size):
-            began = time.monotonic()
-            batch = pictures[start : start + self._batch_size]
-            decoding = self._decoders.decode([about[0].image for about in batch], self._form.size)
-            decoded = await asyncio.wrap_future(decoding)
-            asked: dict[str, list[tuple[Request, Pixels]]] = defaultdict(list)
-            for about, pixels in zip(batch, decoded, strict=True):
-                for request in about:
-                    if isinstance(pixels, BadImage):
-                        seconds = time.monotonic() - began
-                        yield failed(request.request_id, self.info, pixels, latency_s=seconds)
-                    else:
-                        asked[request.question.identity].append((request, pixels))
-            for group in asked.values():
-                question = group[0][0].question
-                together = np.stack([pixels for _, pixels in group])
-                answers = await loop.run_in_executor(self._steps, self._ask, question, together)
-                for (request, _), each in zip(group, answers, strict=True):
-                    yield self._reply(request, each, time.monotonic() - began)
+    def see(self, pictures: Sequence[Pixels]) -> Any:
+        """Pixels as the processor of the checkpoint scales them, to which the form was held."""
+        import torch
 
-    async def close(self) -> None:
-        """See `serving.engine.Engine`."""
-        await asyncio.to_thread(self._steps.shutdown)
+        stacked = torch.from_numpy(np.stack(pictures)).to(self._model.device, torch.float32)
+        scaled = stacked.permute(0, 3, 1, 2).contiguous() / 127.5 - 1
+        return scaled.to(self._model.dtype)
 
-    def _reply(self, request: Request, answer: _Answer, seconds: float) -> Reply:
-        return Reply(
-            request_id=request.request_id,
-            raw_response=answer.text,
-            finish_reason=answer.finish_reason,
-            engine=self.info.engine,
-            resolved_model=self.info.resolved_model,
-            created_at=datetime.now(UTC),
-            latency_s=seconds,
-            label_logprobs=answer.label_logprobs,
-            tokens_in=len(self._form.prompt_tokens(request.question.prompt)),
-            tokens_out=answer.tokens_out,
-        )
-
-    def _ask(self, question: Question, pixels: Pixels) -> list[_Answer]:
-        """One question about a batch of pictures, (pictures, height, width, 3); on the thread."""
+    def ask(self, question: Question, seen: Any) -> list[Answer]:
+        """See `serving.steps.Network`."""
         import torch
 
         prompt = self._form.prompt_tokens(question.prompt)
@@ -208,24 +131,21 @@ class TorchEngine:
             tuple(self._form.label_tokens(question.prompt, label)): label
             for label in (question.labels if question.answer_mode is not AnswerMode.FREE else ())
         }
-        # As the processor of the checkpoint scales them, to which `PaliGemmaForm` was held.
-        scaled = torch.from_numpy(pixels).to(self._model.device, torch.float32).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            features = (scaled.contiguous() / 127.5 - 1).to(self._model.dtype)
             match question.answer_mode:
                 case AnswerMode.SCORE:
-                    return self._scores(prompt, labels, features)
+                    return self._scores(prompt, labels, seen)
                 case AnswerMode.CHOICE:
                     longest = max(map(len, labels))
-                    made = self._generate(prompt, features, longest, list(labels))
-                    return [_Answer(labels[t], FinishReason.STOP, len(t)) for t in made]
+                    made = self._generate(prompt, seen, longest, list(labels))
+                    return [Answer(labels[t], FinishReason.STOP, len(prompt), len(t)) for t in made]
                 case AnswerMode.FREE:
-                    made = self._generate(prompt, features, question.decoding.max_tokens, None)
-                    return [self._free(tokens) for tokens in made]
+                    made = self._generate(prompt, seen, question.decoding.max_tokens, None)
+                    return [self._free(len(prompt), tokens) for tokens in made]
 
-    def _free(self, tokens: tuple[int, ...]) -> _Answer:
+    def _free(self, tokens_in: int, tokens: tuple[int, ...]) -> Answer:
         ended = FinishReason.STOP if tokens[-1] == self._end else FinishReason.LENGTH
-        return _Answer(self._form.text(list(tokens)), ended, len(tokens))
+        return Answer(self._form.text(list(tokens)), ended, tokens_in, len(tokens))
 
     def _inputs(
         self, tokens: Sequence[int], answer: Sequence[int], features: Any
@@ -275,7 +195,7 @@ class TorchEngine:
 
     def _scores(
         self, prompt: list[int], labels: dict[tuple[int, ...], str], features: Any
-    ) -> list[_Answer]:
+    ) -> list[Answer]:
         import torch
 
         columns = []
@@ -287,9 +207,9 @@ class TorchEngine:
             logprobs = logits.float().log_softmax(-1).gather(-1, wanted[..., None])[..., 0]
             columns.append(logprobs.sum(-1).tolist())
         made = sum(map(len, labels))
-        answers = []
-        for row in zip(*columns, strict=True):
-            scored = tuple(zip(labels.values(), row, strict=True))
-            best = max(scored, key=lambda pair: pair[1])[0]
-            answers.append(_Answer(best, FinishReason.STOP, made, scored))
-        return answers
+        return [
+            likeliest(
+                zip(labels.values(), row, strict=True), tokens_in=len(prompt), tokens_out=made
+            )
+            for row in zip(*columns, strict=True)
+        ]

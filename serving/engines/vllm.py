@@ -16,18 +16,17 @@
 """
 
 import importlib.metadata
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from facescan.errors import EngineError, EngineUnavailable, UsageError
+from facescan.errors import EngineError, EngineUnavailable
 from facescan.models import Checkpoint, ModelCard
 from facescan.types import Question
 from serving import weights
-from serving.engine import Engine, EngineInfo, EngineSettings
+from serving.engine import Engine, EngineInfo, EngineSettings, given, uninstalled
 from serving.label_tokens import LOGITS_PROCESSOR
 from serving.prompt_forms import PromptForm, form
 from serving.vllm_core import claim, disclaim
@@ -51,9 +50,8 @@ class Options(BaseModel):
 
 def missing() -> str | None:
     """See `serving.engine.EngineModule`."""
-    for package in ("vllm", "torch", "transformers"):
-        if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed; install facescan[cpu], or facescan[gpu] for CUDA"
+    if (absent := uninstalled("vllm", "torch", "transformers")) is not None:
+        return absent
     if not _on_cpu() and not Path("/dev/nvidiactl").exists():
         return "vLLM is built for CUDA and there is no GPU here; install facescan[cpu]"
     return None
@@ -75,7 +73,7 @@ def preprocessing(card: ModelCard) -> str:
 
 def numerics(card: ModelCard) -> dict[str, str]:
     """See `serving.engine.EngineModule`: what splits sums otherwise, or cuts an answer."""
-    options = _options(card)
+    options = card.options(Options)
     found = {
         "dtype": card.dtype,
         "enforce_eager": str(options.enforce_eager).lower(),
@@ -93,25 +91,15 @@ def cannot_ask(card: ModelCard, question: Question) -> str | None:
     return None
 
 
-def _options(card: ModelCard) -> Options:
-    try:
-        return Options.model_validate(card.engine_options)
-    except ValidationError as error:
-        raise UsageError(f"model '{card.name}': engine_options: {error}") from error
-
-
 def load(card: ModelCard, checkpoint: Checkpoint | None, settings: EngineSettings) -> Engine:
     """See `serving.engine.EngineModule`.
 
     Sets `VLLM_*` variables of this process: vLLM takes what it is told there for the process.
     """
-    absent = missing()
-    if absent is not None:
+    if (absent := missing()) is not None:
         raise EngineUnavailable(absent)
-    if checkpoint is None:
-        raise UsageError(f"model '{card.name}' names no checkpoint, and vLLM needs one")
-    options = _options(card)
-    found = weights.find(checkpoint)
+    options = card.options(Options)
+    found = weights.find(given(card, checkpoint))
     prompt_form = form(found)
     with weights.together(found) as folder:
         llm = _start(_arguments(card, options, folder, prompt_form), settings)

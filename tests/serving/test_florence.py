@@ -265,7 +265,10 @@ def test_a_checkpoint_in_the_layout_of_remote_code_is_refused(tmp_path: Path) ->
         for name, weight in load_file(file).items()
     }
     save_file(found, file, metadata={"format": "pt"})
-    with pytest.raises(EngineError, match=r"lacks 1 weights of .* such as .*image_projection"):
+    with pytest.raises(
+        EngineError,
+        match=r"1 weights of .* are not in its files, .*image_projection.* must be converted first",
+    ):
         answered(card(), Checkpoint(path=str(folder)), [QUESTIONS[AnswerMode.FREE]], [])
 
 

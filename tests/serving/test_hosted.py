@@ -24,6 +24,7 @@ from serving.account import Account, NotAskedError, Queue
 from serving.engine import EngineSettings
 from serving.engines import hosted
 from serving.limiter import Limiter
+from serving.tokens import HostedOptions
 from tests.conftest import jpeg
 from tests.provider.running import Config, Fault, Provider, Scripted, provider_server
 
@@ -384,7 +385,7 @@ def test_pictures_are_sent_without_their_metadata_and_not_larger_than_the_card_s
     from serving import chat_request
 
     pixels = np.zeros((600, 1200, 3), np.uint8)
-    uri, size = chat_request.picture(pixels, hosted.options(card(provider)).image)
+    uri, size = chat_request.picture(pixels, card(provider).options(HostedOptions).image)
     kind, _, data = uri.partition(",")
     assert kind == "data:image/jpeg;base64"
     sent = Image.open(io.BytesIO(base64.b64decode(data)))

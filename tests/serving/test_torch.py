@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from bench import parity
 from facescan import models, prompt, protocols
@@ -119,6 +120,16 @@ def test_an_answer_that_did_not_end_says_so(tmp_path: Path) -> None:
     for reply in replies.values():
         full = reply.tokens_out == free.decoding.max_tokens
         assert (reply.finish_reason is FinishReason.LENGTH) == full
+
+
+def test_weights_with_a_hole_are_refused_and_not_made_up(tmp_path: Path) -> None:
+    folder = checkpoints.paligemma(tmp_path / "weights", 1)
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    del weights[next(name for name in weights if "multi_modal_projector" in name)]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(EngineError, match=r"weights of .* are not in its files, .*projector"):
+        answered("torch", CARD, Checkpoint(path=str(folder)), [QUESTIONS[AnswerMode.FREE]], [])
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
