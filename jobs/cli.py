@@ -396,6 +396,9 @@ def serve(
     api_keys: Annotated[
         Path | None, typer.Option(help="File with keys, one a line. Default: the environment's.")
     ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="For Prometheus, on all addresses. Default: any port.")
+    ] = None,
     enable_sensitive: Annotated[
         bool | None,
         typer.Option("--enable-sensitive", help="Answer about race and emotion; needs --purpose."),
@@ -422,11 +425,18 @@ def serve(
     from jobs.serve import serve as start
     from jobs.serve import settings
 
-    given = _given(context, "host", "port", "api_keys")
+    given = _given(context, "host", "port", "api_keys", "metrics_port")
     if attributes is not None:
         given["attributes"] = _names(attributes)
     try:
-        start(settings(given), Console(), host=host, port=port, keys=api_keys)
+        start(
+            settings(given),
+            Console(),
+            host=host,
+            port=port,
+            keys=api_keys,
+            metrics_port=metrics_port,
+        )
     except KeyboardInterrupt:
         typer.echo("facescan: stopped before it answered", err=True)
         raise typer.Exit(3) from None

@@ -64,11 +64,25 @@ def is_own(address: str | None) -> bool:
     return address is None and RAY_JOB_CONFIG_JSON_ENV_VAR not in os.environ
 
 
-def connect(address: str | None, object_store_bytes: int, replicas: int | None) -> None:
+def connect(
+    address: str | None,
+    object_store_bytes: int,
+    replicas: int | None,
+    *,
+    metrics_port: int | None = None,
+) -> None:
     """Join the cluster at `address`; without one start a Ray of our own.
 
     Inside a submitted Ray job the job's cluster is joined. Elsewhere no cluster is joined by
     accident: Ray's own default would take any that RAY_ADDRESS or a file of its names.
+
+    Args:
+        address: `host:port`, or None.
+        object_store_bytes: of what is done here; a Ray of our own gets twice as many, of which it
+            would begin to write to disk at 80 %.
+        replicas: engines, where they are known.
+        metrics_port: where a Ray of our own publishes its metrics, on all addresses of the machine;
+            None: anywhere.
 
     Ray makes SIGTERM end the process; whoever wants it otherwise says so again afterwards.
 
@@ -89,6 +103,7 @@ def connect(address: str | None, object_store_bytes: int, replicas: int | None) 
             num_cpus=cpus,
             include_dashboard=False,
             object_store_memory=2 * object_store_bytes,
+            _metrics_export_port=metrics_port,
             **quiet,
         )
         return

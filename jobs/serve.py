@@ -24,8 +24,9 @@ _APP, _RAW_APP = "facescan", "facescan-raw"
 
 RAW_PREFIX = "/raw"
 
-_OBJECT_STORE_BYTES = 128 * 1024 * 1024
-"""Of Ray; requests and answers hardly use it."""
+OBJECT_STORE_BYTES = 256 * 1024 * 1024
+"""Of bodies above 100 KB, which travel through it: as many as the front lets in at a time. Ray gets
+twice as much, and pictures are never written to a disk."""
 
 _FRONT_SECONDS = "FACESCAN_SERVICE_TIMEOUT_S"
 _CHEAPER = {
@@ -63,6 +64,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     keys: Path | None = None,
+    metrics_port: int | None = None,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM, then let what is being answered end.
 
@@ -72,6 +74,7 @@ def serve(
         host: address to listen on; another than loopback needs keys.
         port: to listen on.
         keys: a file with API keys; None: those of the environment.
+        metrics_port: for Prometheus, which Ray serves on all addresses; None: anywhere.
 
     Raises:
         UsageError: something named does not exist or does not fit, or the port is taken (exit 2).
@@ -91,7 +94,7 @@ def serve(
         )
     _check_free(host, port)
     front.settings()
-    _serve(wanted, planned, console, host, port)
+    _serve(wanted, planned, console, host, port, metrics_port)
 
 
 def _check_free(host: str, port: int) -> None:
@@ -107,9 +110,19 @@ def _check_free(host: str, port: int) -> None:
             ) from error
 
 
-def _serve(wanted: ServiceSettings, planned: Plan, console: Console, host: str, port: int) -> None:
+def _serve(
+    wanted: ServiceSettings,
+    planned: Plan,
+    console: Console,
+    host: str,
+    port: int,
+    metrics_port: int | None,
+) -> None:
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    with stoppable() as signals, started(wanted, host, port, signals.listen):
+    with (
+        stoppable() as signals,
+        started(wanted, host, port, signals.listen, metrics_port=metrics_port),
+    ):
         try:
             answers = ", ".join(planned.catalogue.attributes)
             console.print(
@@ -125,7 +138,12 @@ def _serve(wanted: ServiceSettings, planned: Plan, console: Console, host: str, 
 
 @contextmanager
 def started(
-    wanted: ServiceSettings, host: str, port: int, ray_is_there: Callable[[], None] = lambda: None
+    wanted: ServiceSettings,
+    host: str,
+    port: int,
+    ray_is_there: Callable[[], None] = lambda: None,
+    *,
+    metrics_port: int | None = None,
 ) -> Iterator[None]:
     """The service for as long as the block lasts; then what is being answered is waited for.
 
@@ -134,13 +152,14 @@ def started(
         host: address to listen on.
         port: to listen on.
         ray_is_there: called once Ray runs, which takes signals for itself.
+        metrics_port: for Prometheus; None: anywhere.
 
     Raises:
         EngineError: it cannot start.
     """
     _set_environment(wanted, host)
     replicas = wanted.max_replicas * (2 if wanted.raw else 1)
-    cluster.connect(None, _OBJECT_STORE_BYTES, replicas * wanted.cpus)
+    cluster.connect(None, OBJECT_STORE_BYTES, replicas * wanted.cpus, metrics_port=metrics_port)
     ray_is_there()
     import ray
     from ray import serve as ray_serve
@@ -170,7 +189,7 @@ def _set_environment(wanted: ServiceSettings, host: str) -> None:
     for name, value in {
         _FRONT_SECONDS: str(wanted.timeout_s),
         _FRONT_REQUESTS: str(wanted.max_replicas * (wanted.running + wanted.waiting)),
-        _FRONT_BYTES: str(wanted.max_image_bytes * 4 // 3 + 64 * 1024),
+        _FRONT_BYTES: str(front.body_bytes(wanted.max_image_bytes)),
         "RAY_SERVE_LOG_TO_STDERR": "0",
         **_CHEAPER,
     }.items():

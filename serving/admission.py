@@ -1,8 +1,9 @@
 """In front of an engine: so many requests at a time, so many waiting, and no more.
 
-    place ──> (upload is read and checked) ──> turn ──> engine
+    place ──> (upload is taken apart and checked) ──> turn ──> engine
 
-A request has a place from its headers on, so what a full service refuses costs it no upload.
+A request has a place before anything is done about it, so what a full service refuses costs it no
+more than the way there.
 """
 
 import asyncio

@@ -66,7 +66,7 @@ class Api:
     def application(self) -> Starlette:
         """Of ASGI."""
         return Starlette(
-            middleware=[Middleware(_BodyOfScope)],
+            middleware=[Middleware(BehindFront)],
             routes=[
                 Route("/v1/attributes", self._attributes, methods=["POST"]),
                 Route("/v1/models", self._models, methods=["GET"]),
@@ -133,13 +133,22 @@ class Api:
         )
 
 
-class _BodyOfScope:
-    """Hands on the body that the front has put into the scope of a request."""
+class BehindFront:
+    """Answers only what has passed the front, and hands on the body that it put into the scope.
+
+    A proxy takes its front from the environment that its node was started with; one without would
+    let in everybody.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "http" and not scope.pop(front.PASSED, False):
+            _log.error("refused: no front before it, which checks keys; see docs/service.md")
+            await refused(_NO_FRONT, Request(scope))(scope, receive, send)
+            return
         body = scope.pop(front.BODY, None)
         if body is None:
             await self._app(scope, receive, send)
@@ -150,6 +159,9 @@ class _BodyOfScope:
             return given.pop() if given else await receive()
 
         await self._app(scope, first_the_body, send)
+
+
+_NO_FRONT = Refusal(503, "no_front", "The service is not set up: its front is missing.")
 
 
 def refused(refusal: Refusal, request: Request) -> Response:

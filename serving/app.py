@@ -31,7 +31,7 @@ from facescan.errors import UsageError
 from serving import api_keys, service
 from serving.admission import Admission
 from serving.api import Api
-from serving.front import Front
+from serving.front import Front, body_bytes
 from serving.front import settings as front_settings
 from serving.service import Plan, Service, ServiceSettings
 
@@ -167,9 +167,25 @@ def _settings(args: Mapping[str, Any]) -> ServiceSettings:
             "the environment of every node"
         )
     try:
-        return ServiceSettings.model_validate(dict(args))
+        settings = ServiceSettings.model_validate(dict(args))
     except ValidationError as error:
         raise UsageError(f"arguments of the service: {error}") from error
+    _check_limits(settings)
+    return settings
+
+
+def _check_limits(settings: ServiceSettings) -> None:
+    """The front ends what takes too long, or is too large, whatever a replica would do."""
+    limits, body = front_settings(), body_bytes(settings.max_image_bytes)
+    for name, front_has, wanted in (
+        ("TIMEOUT_S", limits.timeout_s, settings.timeout_s),
+        ("MAX_BODY_BYTES", limits.max_body_bytes, body),
+    ):
+        if front_has < wanted:
+            raise UsageError(
+                f"the front lets requests have {front_has} and the service wants {wanted}: set "
+                f"FACESCAN_SERVICE_{name}={wanted} in the environment of every node"
+            )
 
 
 class _RayMeter:

@@ -32,33 +32,39 @@ _App = Callable[[MutableMapping[str, Any], _Receive, _Send], Awaitable[None]]
 BODY = "facescan.body"
 """Of a scope: the whole body of a request, which then cannot be received any more."""
 
+PASSED = "facescan.passed_the_front"
+"""Of the scope of every request that this module let through; no client can put it there."""
+
 BODY_IN_SCOPE_UNDER = "/v1/"
 
 _DISCONNECT: _Message = {"type": "http.disconnect"}
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
-_KEPT_BACK = frozenset(
-    {
-        b"authorization",
-        b"x-api-key",
-        b"x-request-id",
-        # By these a client could tell Ray Serve to wait longer, or to go on without it.
-        b"x-request-timeout-seconds",
-        b"x-request-disconnect-disabled",
-    }
-)
+_HANDED_ON = frozenset({b"host", b"content-type", b"content-length", b"accept"})
+"""Headers. By others a client could tell Ray Serve to wait longer, to go on without it, or which of
+many models it wants, each of whose names Ray Serve 2.60 keeps for ever; and keys go no further."""
 
 _LEAVES_A_BODY = (401, 403, 413, 504)
 
-_OPEN = ("/health/live", "/health/ready", "/-/healthz")
+_LIVE, _READY = "/health/live", "/health/ready"
+_OPEN = (_LIVE, _READY, "/-/healthz")
 """Answered without a key."""
 
 _READY_S = 5.0
 """For a replica to say that it is ready."""
 
+_READY_KEPT_S = 0.25
+"""What it said: whoever asks without a key, and however often, a replica is asked 4 times a second.
+"""
+
 _GRACE_S = 5.0
 """Beyond the replica's own time-out."""
+
+
+def body_bytes(image_bytes: int) -> int:
+    """Of a request with a picture of so many: base64 makes four bytes of three."""
+    return image_bytes * 4 // 3 + 64 * 1024
 
 
 class FrontSettings(BaseSettings):
@@ -66,8 +72,8 @@ class FrontSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FACESCAN_SERVICE_")
 
-    max_body_bytes: int = Field(default=images.Limits().max_bytes * 4 // 3 + 64 * 1024, ge=1)
-    """Of one request; base64 makes four bytes of three."""
+    max_body_bytes: int = Field(default=body_bytes(images.Limits().max_bytes), ge=1)
+    """Of one request."""
     max_buffered_bytes: int = Field(default=1 << 28, ge=1)
     """Of all requests together that are not answered yet."""
     max_requests: int = Field(default=1000, ge=1)
@@ -114,6 +120,8 @@ class Front:
         self._refused = refused
         self._buffered = 0
         self._passing = 0
+        self._ready: asyncio.Task[list[_Message]] | None = None
+        self._ready_until = 0.0
 
     async def __call__(
         self, scope: MutableMapping[str, Any], receive: _Receive, send: _Send
@@ -132,20 +140,60 @@ class Front:
         except Refusal as refusal:
             await self.refuse(refusal, request_id, send)
             return
-        if path == _OPEN[0]:
+        if path == _LIVE:
             await _respond(200, {"content-type": "application/json"}, b'{"status":"live"}', send)
             return
-        kept = [pair for pair in scope["headers"] if pair[0] not in _KEPT_BACK]
-        inside = dict(scope) | {"headers": [*kept, (b"x-request-id", request_id)]}
-        passage = _Passage(self, path, request_id, receive, send)
+        handed_on = [pair for pair in scope["headers"] if pair[0] in _HANDED_ON]
+        inside = dict(scope) | {
+            PASSED: True,
+            "headers": [*handed_on, (b"x-request-id", request_id)],
+        }
         if path in _OPEN:
-            await passage.go(self._app, inside, _READY_S)
+            for message in await self._said_of_health(inside, path, request_id):
+                await send(message)
             return
         self._passing += 1
         try:
+            passage = _Passage(self, path, request_id, receive, send)
             await passage.go(self._app, inside, self._limits.timeout_s + _GRACE_S)
         finally:
             self._passing -= 1
+
+    async def _said_of_health(
+        self, scope: MutableMapping[str, Any], path: str, request_id: bytes
+    ) -> list[_Message]:
+        """Without the body and the headers of who asks, who needs no key for it."""
+        scope = dict(scope) | {"method": "GET", "headers": [(b"x-request-id", request_id)]}
+        if path != _READY:
+            return await self._ask_health(scope, path, request_id)
+        loop = asyncio.get_running_loop()
+        if self._ready is None or (self._ready.done() and loop.time() >= self._ready_until):
+            self._ready = loop.create_task(self._ask_ready(scope, request_id))
+        # Who goes away ends it for nobody else.
+        said = await asyncio.shield(self._ready)
+        return [_with_id(message, request_id) for message in said]
+
+    async def _ask_ready(
+        self, scope: MutableMapping[str, Any], request_id: bytes
+    ) -> list[_Message]:
+        said = await self._ask_health(scope, _READY, request_id)
+        self._ready_until = asyncio.get_running_loop().time() + _READY_KEPT_S
+        return said
+
+    async def _ask_health(
+        self, scope: MutableMapping[str, Any], path: str, request_id: bytes
+    ) -> list[_Message]:
+        said: list[_Message] = []
+        empty: list[_Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+
+        async def receive() -> _Message:
+            return empty.pop() if empty else await asyncio.Future[_Message]()
+
+        async def send(message: _Message) -> None:
+            said.append(message)
+
+        await _Passage(self, path, request_id, receive, send).go(self._app, scope, _READY_S)
+        return said
 
     def room(self, more: int, so_far: int) -> None:
         """Count bytes of a body.
@@ -343,6 +391,13 @@ def _key(headers: dict[bytes, bytes]) -> str:
 
 def _too_large(limit: int) -> Refusal:
     return Refusal(413, "body_too_large", f"A request has at most {limit} bytes.")
+
+
+def _with_id(message: _Message, request_id: bytes) -> _Message:
+    if message["type"] != "http.response.start":
+        return message
+    headers = [pair for pair in message["headers"] if pair[0].lower() != b"x-request-id"]
+    return dict(message) | {"headers": [*headers, (b"x-request-id", request_id)]}
 
 
 async def _respond(status: int, headers: dict[str, str], body: bytes, send: _Send) -> None:

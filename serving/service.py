@@ -189,7 +189,8 @@ class Service:
         """A picture whose header has been read, off the event loop.
 
         Raises:
-            Refusal: it cannot be used; the reason is a word of `facescan.images.Reason`.
+            Refusal: it cannot be used, with a word of `facescan.images.Reason`; or no process that
+                would read it can be started.
         """
         if len(data) > self._limits.max_bytes:
             raise _bad_image(Reason.TOO_MANY_BYTES)
@@ -197,7 +198,11 @@ class Service:
             digest = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
         else:
             digest = hashlib.sha256(data).hexdigest()
-        (image,) = await asyncio.wrap_future(self._decoders.check([(data, digest)], self._limits))
+        try:
+            checking = self._decoders.check([(data, digest)], self._limits)
+            (image,) = await asyncio.wrap_future(checking)
+        except EngineError as error:
+            raise self._died(error) from error
         if isinstance(image, BadImage):
             raise _bad_image(image.reason)
         return image
@@ -220,15 +225,18 @@ class Service:
             async for reply in self._engine.answer(requests):
                 replies[reply.request_id] = reply
         except EngineError as error:
-            self._dead = error
-            raise Refusal(
-                503, "engine_died", "The engine has died and is started again.", retry_after_s=5
-            ) from error
+            raise self._died(error) from error
         return [
             answer
             for request in requests
             for answer in self._answers(request, replies[request.request_id])
         ]
+
+    def _died(self, error: EngineError) -> Refusal:
+        self._dead = error
+        return Refusal(
+            503, "engine_died", "The engine has died and is started again.", retry_after_s=5
+        )
 
     async def close(self) -> None:
         """Give back the engine and the decoding processes."""

@@ -2,7 +2,6 @@
 
 import http.client
 import os
-import re
 import selectors
 import signal
 import socket
@@ -47,6 +46,11 @@ class Serving:
             headers["authorization"] = f"Bearer {key}"
         return self.request("POST", "/v1/attributes", headers, body)
 
+    def begin_to_end(self) -> None:
+        """Send SIGINT, and return when it says that it waits for what is being answered."""
+        self.process.send_signal(signal.SIGINT)
+        _said_until("is waited for", self.process)
+
     def end(self, number: int = signal.SIGINT) -> tuple[int, str]:
         """Send a signal; its exit status, and what it has said since it started."""
         self.process.send_signal(number)
@@ -75,7 +79,7 @@ def serving(*arguments: str, environment: Mapping[str, str] | None = None) -> It
         start_new_session=True,
     )
     try:
-        yield Serving(process, port, _until_it_answers(process))
+        yield Serving(process, port, _said_until("Ctrl-C", process))
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -86,15 +90,15 @@ def serving(*arguments: str, environment: Mapping[str, str] | None = None) -> It
                 process.communicate()
 
 
-def _until_it_answers(process: "subprocess.Popen[str]") -> str:
+def _said_until(words: str, process: "subprocess.Popen[str]") -> str:
     assert process.stdout is not None
     said, until = "", time.monotonic() + _START_SECONDS
     os.set_blocking(process.stdout.fileno(), False)
     with selectors.DefaultSelector() as waiting:
         waiting.register(process.stdout, selectors.EVENT_READ)
-        while not re.search(r"Ctrl-C", said):
+        while words not in said:
             if not waiting.select(max(0.0, until - time.monotonic())):
-                raise AssertionError(f"no service in {_START_SECONDS:g} s; it said: {said}")
+                raise AssertionError(f"not {words!r} in {_START_SECONDS:g} s, but: {said}")
             part = os.read(process.stdout.fileno(), 65536).decode()
             if not part:
                 raise AssertionError(f"facescan serve ended with {process.wait()}: {said}")

@@ -3,11 +3,12 @@
 import asyncio
 import base64
 import re
-import threading
 import time
+from asyncio import StreamWriter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.request import urlopen
 
 import duckdb
 import pytest
@@ -16,23 +17,33 @@ from rich.console import Console
 from facescan.errors import UsageError
 from jobs.config import resolve
 from jobs.run import run as ask_all
+from jobs.serve import OBJECT_STORE_BYTES
 from serving import api_keys, app
+from serving.front import FrontSettings
 from tests.conftest import MakeShards, jpeg
 from tests.serving.service_calls import KEY, form
-from tests.serving.serving_process import Serving, serving
+from tests.serving.serving_process import Serving, free_port, serving
 
 pytestmark = pytest.mark.slow
 
 FACES = [jpeg(number) for number in range(20)]
 
-# Eight requests are with it together, also where a loaded machine takes seconds to bring them in.
-SLOW_MODEL = """
-description: An engine that takes its time.
-engine: fake
-protocol: neutral
-attributes: [gender, age]
-engine_options: {latency_ms: 10000}
-gpus: 0
+_METRICS_PORT = free_port()
+
+_GATED = """
+import asyncio
+from pathlib import Path
+from serving.engines.fake import FakeEngine, cannot_ask, missing, numerics, preprocessing
+
+def load(card, checkpoint, settings):
+    return Gated(card, settings)
+
+class Gated(FakeEngine):
+    async def answer(self, requests):
+        while not Path({gate!r}).exists():
+            await asyncio.sleep(0.01)
+        async for reply in super().answer(requests):
+            yield reply
 """
 
 
@@ -44,6 +55,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     with serving(
         *("--model", "fake", "--enable-sensitive", "--purpose", "a test"),
         *("--api-keys", str(keys), "--max-image-bytes", "200000"),
+        *("--metrics-port", str(_METRICS_PORT)),
     ) as running:
         yield running
 
@@ -90,6 +102,25 @@ def test_who_has_no_key_gets_nothing(service: Serving) -> None:
         assert service.request("GET", path).status == 200
 
 
+def test_prometheus_is_told_what_was_answered_and_refused(service: Serving) -> None:
+    assert service.ask(FACES[0], KEY, attributes="age").status == 200
+    assert service.ask(FACES[0]).status == 401
+    wanted = {
+        "ray_facescan_request_seconds_count": 'status="200"',
+        "ray_facescan_answers_total": 'attribute="age"',
+        "ray_facescan_refusals_total": 'status="401"',
+    }
+    until = time.monotonic() + 60
+    # Ray gathers them every few seconds.
+    while wanted:
+        assert time.monotonic() < until, wanted
+        with urlopen(f"http://127.0.0.1:{_METRICS_PORT}/metrics", timeout=30) as page:
+            lines = page.read().decode().splitlines()
+        for name, tag in list(wanted.items()):
+            if any(line.startswith(name) and tag in line for line in lines):
+                del wanted[name]
+
+
 def test_a_body_that_is_too_large_is_refused_while_it_is_sent(service: Serving) -> None:
     sent = 0
 
@@ -130,65 +161,70 @@ def test_the_log_has_the_purpose_and_no_key_or_picture(service: Serving) -> None
     assert encoded not in found
 
 
-def test_what_is_being_answered_is_answered_before_the_end(tmp_path: Path) -> None:
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "slow.yaml").write_text(SLOW_MODEL)
-    with (
-        serving("--model", "slow", "--include-path", str(tmp_path)) as running,
-        ThreadPoolExecutor(8) as threads,
+def test_who_goes_away_gives_its_place_back_and_who_stays_is_answered_before_the_end(
+    tmp_path: Path,
+) -> None:
+    gate = tmp_path / "gate"
+    for name, text in (
+        ("engines/gated.py", _GATED.format(gate=str(gate))),
+        (
+            "models/gated.yaml",
+            "description: x\nengine: gated\nprotocol: neutral\nattributes: [age]\n",
+        ),
     ):
-        asked = [threads.submit(running.ask, face) for face in FACES[:8]]
-        until = time.monotonic() + 60
-        while running.request("GET", "/health/ready").json["requests"] < 8:
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        status, said = running.end()
-        assert [each.result().status for each in asked] == [200] * 8
-    assert (status, "is waited for" in said) == (0, True)
-    assert re.search(r"http://127\.0\.0\.1:\d+/v1/attributes", running.said)
-    assert running.said.count("\n") == 1
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    gated = ("--model", "gated", "--gpus", "0", "--include-path", str(tmp_path))
+    with serving(*gated) as there, ThreadPoolExecutor(8) as threads:
+        held = [threads.submit(there.ask, FACES[0])]
+        _wait_for(there, 1)
+        staying: list[StreamWriter] = []
+
+        async def stay_a_while() -> None:
+            staying.extend(await asyncio.gather(*(_asking(there.port) for _ in range(10))))
+            await asyncio.to_thread(_wait_for, there, 11)
+            for writer in staying:
+                writer.close()
+
+        asyncio.run(stay_a_while())
+        _wait_for(there, 1)
+
+        async def leave_at_once() -> None:
+            for writer in await asyncio.gather(*(_asking(there.port) for _ in range(50))):
+                writer.close()
+
+        asyncio.run(leave_at_once())
+        held += [threads.submit(there.ask, face) for face in FACES[1:8]]
+        _wait_for(there, 8)
+        there.begin_to_end()
+        gate.touch()
+        there.process.communicate(timeout=60)
+        assert [each.result().status for each in held] == [200] * 8
+    assert there.process.returncode == 0
+    assert re.search(r"http://127\.0\.0\.1:\d+/v1/attributes", there.said)
+    assert there.said.count("\n") == 1
 
 
-def test_who_goes_away_gives_its_place_back(tmp_path: Path) -> None:
-    (tmp_path / "models").mkdir()
-    model = SLOW_MODEL.replace("latency_ms: 10000", "latency_ms: 60000")
-    (tmp_path / "models" / "slow.yaml").write_text(model)
+def _wait_for(there: Serving, taken: int) -> None:
+    """Until so many requests have a place."""
+    until = time.monotonic() + 60
+    while (found := there.request("GET", "/health/ready").json["requests"]) != taken:
+        assert time.monotonic() < until, found
+        time.sleep(0.01)
 
-    async def leave(port: int) -> None:
-        headers, body = form(FACES[0])
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        writer.write(
-            f"POST /v1/attributes HTTP/1.1\r\nHost: localhost\r\n{head}"
-            f"Content-Length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
-        await writer.drain()
-        await asyncio.sleep(0)
-        writer.close()
-        del reader
 
-    slow = ("--model", "slow", "--include-path", str(tmp_path), "--timeout-s", "50")
-    # At the end nobody waits for what is held.
-    with serving(*slow, "--drain-s", "0.1") as there:
-        held = threading.Thread(target=there.ask, args=(FACES[1],), daemon=True)
-        held.start()
-
-        def taken() -> int:
-            return int(there.request("GET", "/health/ready").json["requests"])
-
-        until = time.monotonic() + 45
-        while taken() != 1:
-            assert time.monotonic() < until
-        for _ in range(5):
-
-            async def many() -> None:
-                await asyncio.gather(*(leave(there.port) for _ in range(10)))
-
-            asyncio.run(many())
-        while taken() != 1:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+async def _asking(port: int) -> StreamWriter:
+    """A request that has been sent whole, and whose answer nobody has read."""
+    headers, body = form(FACES[0])
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    writer.write(
+        f"POST /v1/attributes HTTP/1.1\r\nHost: localhost\r\n{head}"
+        f"Content-Length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
+    await writer.drain()
+    return writer
 
 
 def test_without_its_front_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +240,27 @@ def test_without_keys_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UsageError, match="without keys"):
         app.build({"model": "fake"})
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"timeout_s": 61}, "FACESCAN_SERVICE_TIMEOUT_S=61"),
+        ({"max_image_bytes": 60_000_000}, "FACESCAN_SERVICE_MAX_BODY_BYTES=80065536"),
+    ],
+)
+def test_limits_that_the_front_would_cut_short_are_told(
+    args: dict[str, float], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(app.FRONT_VARIABLE, app.FRONT)
+    monkeypatch.setenv(api_keys.KEYS, KEY)
+    with pytest.raises(UsageError, match=says):
+        app.build({"model": "fake", **args})
+
+
+def test_what_the_front_lets_in_fits_ray_s_memory_without_the_disk() -> None:
+    # Ray begins to write objects to disk at 80 %.
+    assert FrontSettings().max_buffered_bytes < 0.8 * 2 * OBJECT_STORE_BYTES
 
 
 def test_a_raw_model_is_served_only_where_race_and_emotion_are(

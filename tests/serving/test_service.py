@@ -12,7 +12,7 @@ import pytest
 
 from facescan.errors import EngineError, UsageError
 from facescan.types import Request
-from serving import service
+from serving import front, service
 from serving.admission import Admission
 from serving.api import Api
 from serving.service import Service, ServiceSettings
@@ -57,9 +57,10 @@ class Replica:
     async def post(
         self, headers: dict[str, str], body: bytes, client: Client | None = None
     ) -> Answer:
-        client = client or Client([body])
+        client = client or Client()
         headers = {"x-request-id": "id-1"} | headers
-        await self.app(scope(headers=headers), client.receive, client.send)
+        passed = scope(headers=headers) | {front.PASSED: True, front.BODY: body}
+        await self.app(passed, client.receive, client.send)
         return client.answer
 
     async def ask(self, image: bytes = FACE, **fields: str) -> Answer:
@@ -193,22 +194,20 @@ def test_a_body_of_another_form_is_refused(
     assert run(replica.post(headers, body)).status == status
 
 
-def test_a_full_service_refuses_before_it_reads(replicas: list[Replica]) -> None:
+def test_a_full_service_refuses_before_it_looks_at_the_body(replicas: list[Replica]) -> None:
     replicas.append(Replica(running=1, waiting=1, engine="fake"))
     full = replicas[0]
 
-    async def go() -> tuple[Answer, int, list[Answer]]:
+    async def go() -> tuple[Answer, list[Answer]]:
         engine = Slow(full)
-        headers, body = form(FACE)
         held = [asyncio.create_task(full.ask()) for _ in range(2)]
         await engine.asked.wait()
-        client = Client([body])
-        refused = await full.post(headers, body, client)
+        refused = await full.post({"content-type": "no/such"}, b"")
         engine.go.set()
-        return refused, client.taken, await asyncio.gather(*held)
+        return refused, await asyncio.gather(*held)
 
-    refused, taken, answers = run(go())
-    assert (refused.status, refused.kind, taken) == (429, "overloaded", 0)
+    refused, answers = run(go())
+    assert (refused.status, refused.kind) == (429, "overloaded")
     assert int(refused.headers["retry-after"]) >= 1
     assert [each.status for each in answers] == [200, 200]
     assert (full.admission.taken, full.meter.taken) == (0, 0)
@@ -216,7 +215,7 @@ def test_a_full_service_refuses_before_it_reads(replicas: list[Replica]) -> None
 
 
 def test_a_time_out_frees_the_place_and_the_engine(replicas: list[Replica]) -> None:
-    replicas.append(Replica(running=1, waiting=0, timeout_s=0.2))
+    replicas.append(Replica(running=1, waiting=0, timeout_s=3))
     late = replicas[0]
 
     async def go() -> tuple[Answer, bool, Answer]:
@@ -259,9 +258,8 @@ def test_who_leaves_without_being_cancelled_frees_the_place_and_the_engine(
     async def go() -> tuple[bool, int, int]:
         engine = Slow(left)
         before = len(asyncio.all_tasks())
-        headers, body = form(FACE)
-        client = Client([body])
-        asking = asyncio.create_task(left.post(headers, body, client))
+        client = Client()
+        asking = asyncio.create_task(left.post(*form(FACE), client))
         await engine.asked.wait()
         client.leaves()
         async with asyncio.timeout(60):
@@ -290,10 +288,42 @@ def test_a_dead_engine_is_told_and_makes_the_replica_unhealthy(
         replica.service.check()
 
 
+def test_a_replica_answers_nothing_that_has_not_passed_the_front(replica: Replica) -> None:
+    async def go(path: str, method: str) -> Answer:
+        client = Client()
+        headers, body = form(FACE)
+        asked = scope(path, headers, method) | {front.BODY: body}
+        await replica.app(asked, client.receive, client.send)
+        return client.answer
+
+    for path, method in (
+        ("/v1/attributes", "POST"),
+        ("/v1/models", "GET"),
+        ("/health/ready", "GET"),
+    ):
+        answer = run(go(path, method))
+        assert (answer.status, answer.kind) == (503, "no_front")
+
+
+def test_a_decoding_process_that_cannot_start_is_told_as_a_dead_engine(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise EngineError("canary: no process can be started")
+
+    monkeypatch.setattr(replica.service._decoders, "check", fails)
+    answer = run(replica.ask())
+    assert (answer.status, answer.kind) == (503, "engine_died")
+    assert b"canary" not in answer.body
+    with pytest.raises(EngineError):
+        replica.service.check()
+
+
 def test_models_say_what_can_be_asked(replica: Replica) -> None:
     async def go() -> Answer:
         client = Client()
-        await replica.app(scope("/v1/models", method="GET"), client.receive, client.send)
+        asked = scope("/v1/models", method="GET") | {front.PASSED: True}
+        await replica.app(asked, client.receive, client.send)
         return client.answer
 
     (model,) = run(go()).json["data"]
