@@ -27,7 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,10 +85,14 @@ class Job(kills.Job):
         return [
             int(process.name)
             for process in Path("/proc").iterdir()
-            if process.name.isdigit()
-            and self._is_ours(process)
-            and b"EngineActor" in (process / "cmdline").read_bytes()
+            if process.name.isdigit() and self._is_ours(process) and self._is_engine(process)
         ]
+
+    @staticmethod
+    def _is_engine(process: Path) -> bool:
+        with suppress(OSError):
+            return b"EngineActor" in (process / "cmdline").read_bytes()
+        return False
 
     def environment(self, fault: kills.Fault | None) -> dict[str, str]:
         """With which the command, and the Ray that it starts, runs."""

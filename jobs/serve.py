@@ -191,6 +191,8 @@ def _set_environment(wanted: ServiceSettings, host: str) -> None:
         _FRONT_REQUESTS: str(wanted.max_replicas * (wanted.running + wanted.waiting)),
         _FRONT_BYTES: str(front.body_bytes(wanted.max_image_bytes)),
         "RAY_SERVE_LOG_TO_STDERR": "0",
+        # Of the proxy, which Ray Serve gives 5 s; 4.9 were seen on a busy machine.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         **_CHEAPER,
     }.items():
         os.environ.setdefault(name, value)

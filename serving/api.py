@@ -51,7 +51,7 @@ class Api:
     Args:
         service: that answers.
         admission: in front of its engine.
-        timeout_s: for a request, from its headers to its answer.
+        timeout_s: for a request, from its arrival here to its answer.
         meter: counts.
     """
 

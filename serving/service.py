@@ -56,7 +56,7 @@ class ServiceSettings(BaseModel):
     waiting: int = Field(default=32, ge=0)
     """Requests of a replica beyond these, before it refuses."""
     timeout_s: float = Field(default=60.0, gt=0)
-    """For a request, from its headers to its answer."""
+    """For a request, from its arrival at a replica to its answer."""
     min_replicas: int = Field(default=1, ge=1)
     max_replicas: int = Field(default=1, ge=1)
     drain_s: float = Field(default=90.0, ge=0)

@@ -72,7 +72,7 @@ def strangers_cluster() -> Iterator[str]:
 def facescan_run(shards: Path, target: Path, *words: str, **environment: str) -> dict[str, object]:
     command = [sys.executable, "-m", "jobs.cli", "run", "--dataset", str(shards), "--model", "fake"]
     command += ["--attributes", "race", "--output-dir", str(target), *words]
-    subprocess.run(command, check=True, env=os.environ | environment, timeout=120)
+    subprocess.run(command, check=True, env=os.environ | environment, timeout=600)
     manifest: dict[str, object] = json.loads((target / "manifest.json").read_text())
     return manifest
 
@@ -114,7 +114,7 @@ def test_a_signal_stops_a_run_that_the_same_command_continues(
         status = json.loads((tmp_path / "run" / "status.json").read_text())
         assert status["state"] == "stopped"
     # The mark is there: nothing waits any more.
-    subprocess.run(command, check=True, timeout=120)
+    subprocess.run(command, check=True, timeout=600)
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["state"] == "answered"
 
@@ -131,7 +131,7 @@ def stopped(command: list[str], mark: Path, stop: signal.Signals) -> str:
                 assert process.poll() is None
                 time.sleep(0.05)
             process.send_signal(stop)
-            _, messages = process.communicate(timeout=120)
+            _, messages = process.communicate(timeout=600)
         finally:
             process.kill()
     assert process.returncode == 3, messages
@@ -181,14 +181,14 @@ def fetched(remote: str, local: Path) -> Path:
 
 def ended(process: "subprocess.Popen[bytes]") -> tuple[int, str]:
     try:
-        said, _ = process.communicate(timeout=180)
+        said, _ = process.communicate(timeout=600)
     finally:
         process.kill()
     return process.returncode, said.decode()
 
 
 def until(so: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not so():
         assert time.monotonic() < deadline, otherwise
         time.sleep(0.2)

@@ -17,7 +17,8 @@ from jobs import cli
 from jobs.serve import serve, settings
 from serving import api_keys
 from tests.conftest import jpeg
-from tests.serving.serving_process import free_port, serving
+from tests.nodes import free_ports
+from tests.serving.serving_process import serving
 
 PAGE = Path(__file__).parents[2] / "docs" / "service.md"
 
@@ -47,7 +48,7 @@ def test_what_cannot_be_served_is_told_before_ray_starts(
     given: dict[str, Any], host: str, says: str
 ) -> None:
     with pytest.raises(UsageError, match=says):
-        serve(settings(given), Console(quiet=True), host=host, port=free_port())
+        serve(settings(given), Console(quiet=True), host=host, port=free_ports(1)[0])
 
 
 def test_a_port_that_is_taken_is_named() -> None:
@@ -71,7 +72,7 @@ def test_keys_that_cannot_be_read_are_named_without_showing_them(
     keys = tmp_path / "keys"
     keys.write_text("too-short\n")
     with pytest.raises(UsageError, match="at least 16") as refused:
-        serve(settings({"model": "fake"}), Console(quiet=True), port=free_port(), keys=keys)
+        serve(settings({"model": "fake"}), Console(quiet=True), port=free_ports(1)[0], keys=keys)
     assert "too-short" not in str(refused.value)
 
 

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -248,7 +249,11 @@ def test_a_run_without_predictions_is_refused(tmp_path: Path) -> None:
 def test_the_command_says_where_it_listens_and_ends_with_ctrl_c(made: Path) -> None:
     command = [sys.executable, "-m", "jobs.cli", "view", str(made)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    # Where the tests themselves ignore Ctrl-C, a child would.
+    attended = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=attended
+    ) as process:
         try:
             assert process.stdout is not None
             url = process.stdout.readline().split()[0]

@@ -557,7 +557,7 @@ def test_calls_at_the_same_time_are_seen() -> None:
         ) as caller:
             await asyncio.gather(*(caller.chat.completions.create(**body(n)) for n in range(5)))
 
-    with provider_server(Config(latency_s=(0.5, 0.5))) as provider:
+    with provider_server(Config(latency_s=(3, 3))) as provider:
         asyncio.run(five(provider))
         assert provider.stats()["most_at_once"] == 5
         assert len({call["arrived"] for call in provider.calls()}) == 5

@@ -4,14 +4,15 @@ import http.client
 import os
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
+from tests.nodes import free_ports
 from tests.serving.service_calls import Answer, form
 
 _START_SECONDS = 180.0
@@ -58,16 +59,10 @@ class Serving:
         return self.process.returncode, said
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def serving(*arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Serving]:
     """A service on a free port, once it says that it answers; killed if it is there at the end."""
-    port = free_port()
+    (port,) = free_ports(1)
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.cli", "serve", "--port", str(port), *arguments],
         stdout=subprocess.PIPE,
@@ -77,6 +72,8 @@ def serving(*arguments: str, environment: Mapping[str, str] | None = None) -> It
         | dict(environment or {}),
         # Ctrl-C of a terminal is for the tests.
         start_new_session=True,
+        # Where the tests themselves ignore Ctrl-C, a child would.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield Serving(process, port, _said_until("Ctrl-C", process))

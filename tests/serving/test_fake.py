@@ -84,10 +84,10 @@ def test_a_picture_that_cannot_be_decoded_fails_with_its_requests_alone(
 def test_answers_take_their_time_side_by_side(decoders: DecodePool) -> None:
     requests = [Request(f"{seed:08x}", picture(seed), QUESTION) for seed in range(50)]
     started = time.monotonic()
-    replies = answers(decoders, requests, latency_ms=200)
+    replies = answers(decoders, requests, latency_ms=500)
     assert {reply.error for reply in replies} == {None}
-    assert min(reply.latency_s for reply in replies) >= 0.2
-    assert time.monotonic() - started < 50 * 0.2
+    assert min(reply.latency_s for reply in replies) >= 0.5
+    assert time.monotonic() - started < 50 * 0.5
 
 
 def test_it_is_a_local_engine_unless_its_card_says_otherwise(decoders: DecodePool) -> None:
