@@ -40,6 +40,7 @@ def _identity(
     question: tuple[str, tuple[str, ...], AnswerMode, Decoding],
     answer_schema: str,
     preprocessing: str,
+    attribute: str | None,
 ) -> str:
     prompt, labels, answer_mode, decoding = question
     content: dict[str, object] = {
@@ -53,6 +54,9 @@ def _identity(
     }
     if answer_schema:
         content["answer_schema"] = answer_schema
+    if attribute is not None:
+        # A classifier answers by it alone: two heads may have the same labels, and so one prompt.
+        content["attribute"] = attribute
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
 
@@ -64,6 +68,8 @@ def _question(
     wording: str,
     offered: dict[str, _Offered],
     preprocessing: str,
+    *,
+    joint: bool = False,
 ) -> Question:
     """One question; `offered` covers all attributes of the wording, of which some are asked."""
     prompt = wording if protocol.verbatim else card.prompt.replace("{question}", wording)
@@ -84,6 +90,7 @@ def _question(
             (prompt, labels, protocol.answer_mode, decoding),
             answer_schema,
             preprocessing,
+            None if joint else attributes[0],
         ),
         label_sets=tuple(protocol.attributes[name].label_set for name in attributes),
         offered=tuple(offered[name] for name in attributes),
@@ -124,7 +131,7 @@ def _joint(
         if asked.question is None:
             offered[name] = _offered(protocol, name, asked)
             wording = wording.replace(f"{{{name}_labels}}", _listing(asked, offered[name]))
-    return _question(card, protocol, attributes, wording, offered, preprocessing)
+    return _question(card, protocol, attributes, wording, offered, preprocessing, joint=True)
 
 
 def _alone(

@@ -4,7 +4,8 @@ An engine is an ordinary object, the same for batch runs, the online service and
 neither Ray nor the journal. A file of `serving/engines/` defines the functions of `EngineModule`.
 """
 
-from collections.abc import AsyncIterator, Sequence
+import math
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ from typing import Protocol, cast
 
 from facescan import registry
 from facescan.decoding import DecodePool
-from facescan.errors import BadImage, UsageError
+from facescan.errors import BadImage, EngineError, UsageError
 from facescan.models import Checkpoint, ModelCard
 from facescan.types import Outcome, Question, Reply, Request
 from serving.account import Account
@@ -162,6 +163,13 @@ def given(card: ModelCard, checkpoint: Checkpoint | None) -> Checkpoint:
             f"model '{card.name}' names no checkpoint, and engine {card.engine} needs one"
         )
     return checkpoint
+
+
+def not_numbers(logprobs: Iterable[tuple[str, float]]) -> EngineError | None:
+    """What is wrong where a model's log-probabilities are NaN, of which none is the highest."""
+    if any(math.isnan(value) for _, value in logprobs):
+        return EngineError("a log-probability is not a number; float16 may be too small for it")
+    return None
 
 
 def failed(

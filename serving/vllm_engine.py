@@ -16,7 +16,7 @@ from typing import Any
 from facescan.decoding import IMAGES_PER_CHUNK, DecodePool, Pixels
 from facescan.errors import BadImage, EngineError
 from facescan.types import AnswerMode, FinishReason, Question, Reply, Request
-from serving.engine import EngineInfo, failed
+from serving.engine import EngineInfo, failed, not_numbers
 from serving.label_tokens import SEQUENCES
 from serving.prompt_forms import PromptForm
 from serving.vllm_core import Generated, Generation, VllmCore
@@ -289,6 +289,14 @@ class VllmEngine:
                     attempts=attempts,
                 )
         text, logprobs = self._text(answer, results)
+        if (cause := not_numbers(logprobs)) is not None:
+            return failed(
+                answer.request.request_id,
+                self.info,
+                cause,
+                latency_s=seconds,
+                attempts=attempts,
+            )
         return Reply(
             request_id=answer.request.request_id,
             raw_response=text,

@@ -28,8 +28,8 @@ class Weights:
     Attributes:
         folder: holds the configuration and the weights.
         processor: holds the tokenizer and the image processor.
-        resolved: `path@commit` for a repository, `path@sha256:...` for a folder; goes into every
-            reply.
+        resolved: `path@commit` for a repository, `path@sha256:...` for a folder, and the same of
+            the processor where it is another's; goes into every reply.
         config: the parsed `config.json`.
     """
 
@@ -49,17 +49,17 @@ def find(checkpoint: Checkpoint) -> Weights:
     folder, commit = _located(
         checkpoint.path, checkpoint.revision, [*_PROCESSOR_FILES, "*.safetensors"]
     )
+    resolved = f"{checkpoint.path}@{commit or folder_digest(folder)}"
     processor = folder
     if checkpoint.processor:
-        processor, _ = _located(checkpoint.processor, None, _PROCESSOR_FILES)
+        processor, commit = _located(checkpoint.processor, None, _PROCESSOR_FILES)
+        resolved += f", processor {checkpoint.processor}@{commit or folder_digest(processor)}"
     _refuse_pickles(folder)
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise EngineError(f"{checkpoint.path}: no readable config.json: {error}") from error
-    return Weights(
-        folder, processor, f"{checkpoint.path}@{commit or folder_digest(folder)}", config
-    )
+    return Weights(folder, processor, resolved, config)
 
 
 def load_model(kind: Any, found: Weights, *, hint: str = "", **options: Any) -> Any:

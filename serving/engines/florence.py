@@ -30,7 +30,7 @@ from facescan.types import AnswerMode, FinishReason, Question
 from serving import weights
 from serving.engine import EngineInfo, EngineSettings, given, uninstalled
 from serving.label_tokens import allowed
-from serving.steps import Answer, StepEngine, likeliest
+from serving.steps import Answer, StepEngine, UnaskableError, likeliest
 from serving.weights import Weights
 
 _MODEL_TYPE = "florence2"
@@ -187,6 +187,7 @@ class _Florence:
         self._model = model
         self._form = form
         self._beams = beams
+        self._longest = int(model.config.text_config.max_position_embeddings)
         self.size: tuple[int, int] | None = form.size
         generation = model.generation_config
         first = generation.forced_bos_token_id
@@ -227,6 +228,11 @@ class _Florence:
         import torch
 
         prompt = self._form.prompt_tokens(question.prompt)
+        if len(prompt) > self._longest:
+            raise UnaskableError(
+                f"the picture and the question are {len(prompt)} tokens, and the model reads at "
+                f"most {self._longest}"
+            )
         labels = {
             self._form.label_tokens(label): label
             for label in (question.labels if question.answer_mode is not AnswerMode.FREE else ())

@@ -1,10 +1,11 @@
 """What is asked, and which key it is asked under."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from facescan import attributes, models, protocols
+from facescan import attributes, models, protocols, registry
 from facescan.errors import UsageError
 from facescan.models import Checkpoint, ModelCard
 from facescan.prompt import questions
@@ -189,6 +190,25 @@ def test_offered_texts_that_the_wording_does_not_list_change_the_key() -> None:
     other = bare.model_copy(update={"offered": {"Male": "Man"}})
     one = protocol(attributes={"gender": bare})
     assert identity(card(), one) != identity(card(), protocol(attributes={"gender": other}))
+
+
+def test_two_attributes_of_the_same_words_have_keys_of_their_own(tmp_path: Path) -> None:
+    """A classifier is asked for nothing but its labels, and answers by the attribute."""
+    (tmp_path / "attributes").mkdir()
+    names = ("glasses", "mask")
+    for name in names:
+        (tmp_path / "attributes" / f"{name}.py").write_text(
+            "from facescan.attributes import Attribute, LabelSet\n"
+            "_SET = LabelSet(name='yes-no', labels=('yes', 'no'), synonyms={}, source='')\n"
+            f"ATTRIBUTE = Attribute(name={name!r}, noun={name!r}, also_called=(), views=(), "
+            "label_sets=(_SET,), off_list=(), examples=())\n"
+        )
+    bare = Asked(label_set="yes-no", question="{labels}")
+    asked = protocol(attributes=dict.fromkeys(names, bare))
+    with registry.including(tmp_path):
+        one, other = questions(card(attributes=names), asked, names, "px")
+    assert one.prompt == other.prompt
+    assert one.identity != other.identity
 
 
 def test_what_cannot_change_an_answer_keeps_the_key() -> None:

@@ -242,6 +242,19 @@ def test_an_answer_that_did_not_end_says_so(checkpoint: Checkpoint) -> None:
         assert reply.finish_reason is FinishReason.LENGTH
 
 
+def test_a_question_that_is_too_long_fails_and_the_others_are_answered(
+    checkpoint: Checkpoint,
+) -> None:
+    free = QUESTIONS[AnswerMode.FREE]
+    endless = replace(free, prompt="Which? " * 400, identity="e" * 64)
+    (picture,) = parity.noise_pictures(1)
+    replies = answered(card(), checkpoint, [free, endless], [picture])
+    assert replies[request_id(free.identity, picture.sha256)].error_kind is None
+    failed = replies[request_id(endless.identity, picture.sha256)]
+    assert failed.error_kind is Outcome.ENGINE_ERROR
+    assert "tokens, and the model reads at most" in str(failed.error)
+
+
 def test_a_model_that_was_taught_ends_its_answers() -> None:
     taught = models.load("tiny-florence")
     free = replace(QUESTIONS[AnswerMode.FREE], prompt="<DocVQA>What is the gender?")

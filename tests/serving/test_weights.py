@@ -77,7 +77,7 @@ def test_a_repository_is_named_by_its_commit_and_brings_no_pickles(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     found = weights.find(Checkpoint(path="owner/name", revision="v1", processor="owner/base"))
-    assert found.resolved == "owner/name@0123abc"
+    assert found.resolved == "owner/name@0123abc, processor owner/base@0123abc"
     (model, revision, patterns), (processor, _, processor_patterns) = asked
     assert (model, revision, processor) == ("owner/name", "v1", "owner/base")
     assert not [pattern for pattern in patterns if pattern.endswith((".bin", ".pt", "*"))]
