@@ -381,7 +381,7 @@ def disconnects(count: int) -> None:
 
 
 def soak(latency_ms: float, seconds: float) -> None:
-    """Half of what it can do; memory's slope after the first tenth, a line each tenth."""
+    """Half of what it can do; memory's slope after the first tenth and of the second half."""
     with service(latency_ms, running=4, waiting=8) as (port, wanted):
         rate = wanted.running / (latency_ms / 1000) / 2
         load = Load(port, rate, seconds)
@@ -395,14 +395,16 @@ def soak(latency_ms: float, seconds: float) -> None:
             if past * 10 // seconds > before * 10 // seconds:
                 print(f"{past:6.0f} s: {memory:.1f} MB, {files} files", flush=True)
         sent = load.sent()
-    kept = [point for point in points if seconds / 10 < point[0] <= seconds]
-    slope = statistics.linear_regression([p[0] / 3600 for p in kept], [p[1] for p in kept]).slope
-    mean = statistics.mean(p[1] for p in kept)
     print(f"{seconds:g} s at {rate:g}/s: {_statuses(sent)}; {quantiles([e.seconds for e in sent])}")
-    print(
-        f"memory {kept[0][1]:.0f} -> {kept[-1][1]:.0f} MB, slope {100 * slope / mean:+.2f} %/h; "
-        f"files {kept[0][2]} -> {kept[-1][2]}"
-    )
+    for name, start in (("after the first tenth", 0.1), ("second half", 0.5)):
+        kept = [point for point in points if start * seconds < point[0] <= seconds]
+        (first, files), (last, files_then) = kept[0][1:], kept[-1][1:]
+        hours, megabytes = [point[0] / 3600 for point in kept], [point[1] for point in kept]
+        slope = statistics.linear_regression(hours, megabytes).slope / statistics.mean(megabytes)
+        print(
+            f"{name}: memory {first:.1f} -> {last:.1f} MB, slope {100 * slope:+.2f} %/h; files "
+            f"{files} -> {files_then}"
+        )
 
 
 def openai_client() -> None:
