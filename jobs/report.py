@@ -17,7 +17,7 @@ from facescan.report.comparisons import Found
 from facescan.report.entries import Run, topics
 from facescan.report.page import Report
 from facescan.report.pictures import Pictures
-from facescan.report.provenance import Asked, Provenance, avoids_refusals
+from facescan.report.provenance import Asked, Imported, Provenance, avoids_refusals
 from facescan.report.publications import Publication
 from facescan.run import folder, manifest
 from facescan.run.folder import RunFolder
@@ -208,6 +208,7 @@ def _asked(found: Combination) -> Asked:
         weights=_without_folders(answered.resolved_model) if answered else _identity(found),
         engine=answered.engine if answered else found.engine,
         numerics=answered.numerics if answered else found.numerics,
+        imported=None if found.imported is None else Imported(**found.imported.model_dump()),
     )
 
 

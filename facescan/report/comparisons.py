@@ -37,10 +37,10 @@ def comparisons(found: Sequence[Found], entries: Sequence[Entry], several_runs: 
         [
             Text((_SAID,)),
             *refusal_note(entries),
-            *(
-                _table(number, topic, together)
-                for number, (topic, together) in enumerate(by_topic.items())
-            ),
+        ],
+        [
+            _topic(number, topic, together)
+            for number, (topic, together) in enumerate(by_topic.items())
         ],
     )
 
@@ -56,6 +56,16 @@ _NONE_OF_RUNS = (
     "These runs were not compared with each other. `facescan compare` with the same runs does it, "
     "and a report made after that shows it."
 )
+
+
+def _topic(number: int, topic: tuple[str, str, str], found: Sequence[Found]) -> Section:
+    attribute, dataset, split = topic
+    return Section(
+        f"comparison-{number}",
+        f"{attribute.capitalize()}: {dataset}/{split}",
+        [_table(number, topic, found)],
+        detail=True,
+    )
 
 
 def _table(number: int, topic: tuple[str, str, str], found: Sequence[Found]) -> Table:

@@ -117,7 +117,9 @@ def _of_overview(each: _Of) -> tuple[Cell, ...]:
         Cell((f"{len(grouping.cells):,}",)),
         interval(grouping.pooled, at / "pooled"),
         Cell() if test is None else single(test.p_holm, at / "equal_rate" / "p_holm", "p"),
-        Cell() if gap is None else _corrected(gap, at / "largest_gap", "points"),
+        Cell()
+        if gap is None
+        else single(gap.corrected, at / "largest_gap" / "corrected", "points"),
         Cell() if worst is None else interval(worst.accuracy, at / "worst" / "accuracy"),
         Cell() if worst is None else Cell((TIMES.join(worst.group),)),
     )
@@ -135,7 +137,8 @@ def _details(found: Sequence[_Of]) -> Iterable[Section]:
         )
     for each in found:
         if each not in shown:
-            summary = f"By {each.by}: {each.entry.name}, {each.entry.view}: no finding"
+            said = "no finding" if each.grouping.tested else "not compared"
+            summary = f"By {each.by}: {each.entry.name}, {each.entry.view}: {said}"
             blocks = [Folded(summary, tuple(_grouping(each)))]
             yield Section(f"groups-{each.key}", "", blocks, detail=True)
 
@@ -143,8 +146,13 @@ def _details(found: Sequence[_Of]) -> Iterable[Section]:
 def _grouping(each: _Of) -> Iterable[Block]:
     if each.grouping.findings:
         yield Items(tuple((finding,) for finding in each.grouping.findings))
-    else:
+    elif each.grouping.tested:
         yield Text(("No difference between these groups is found beyond chance.",))
+    else:
+        yield Text(("Not compared.",))
+    if not each.grouping.cells:
+        yield _note(each.grouping)
+        return
     if len(each.grouping.by) > 1:
         yield _treemap(each)
         yield Folded(f"The groups of {each.about}", (_table(each),))
@@ -272,14 +280,6 @@ def _test(label: str, test: Equality, at: At) -> Iterable[tuple[str, Cell]]:
 def _gap(label: str, gap: Gap | None, at: At, kind: Kind) -> Iterable[tuple[str, Cell]]:
     if gap is None:
         return
-    yield label, single(gap.value, at / "value", kind)
+    yield label, interval(gap, at, kind)
     if gap.corrected is not None:
-        yield f"{label}, less what chance adds", _corrected(gap, at, kind)
-
-
-def _corrected(gap: Gap, at: At, kind: Kind) -> Cell:
-    value = (Figure(gap.corrected, at / "corrected", kind),)
-    if gap.ci_low is None or gap.ci_high is None:
-        return Cell(value)
-    low = Figure(gap.ci_low, at / "ci_low", kind)
-    return Cell(value, span(low, Figure(gap.ci_high, at / "ci_high", kind)))
+        yield f"{label}, less what chance adds", single(gap.corrected, at / "corrected", kind)

@@ -1,5 +1,6 @@
 """The report's tables and texts as Markdown, as GitHub reads it."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from facescan.report.blocks import (
@@ -93,11 +94,12 @@ def _cell(cell: Cell) -> str:
 
 
 def _inline(parts: Iterable[Part]) -> str:
-    return "".join(part.text if isinstance(part, Figure) else _escaped(part) for part in parts)
+    joined = "".join(part.text if isinstance(part, Figure) else _escaped(part) for part in parts)
+    return joined.strip()
 
 
 def _escaped(text: str) -> str:
     """Text that Markdown takes as it is, on one line."""
     for mark in "\\|*_`<>[]#":
         text = text.replace(mark, f"\\{mark}")
-    return " ".join(text.split())
+    return re.sub(r"\s+", " ", text)

@@ -8,14 +8,13 @@ from facescan.report.blocks import (
     Column,
     Folded,
     Items,
-    Part,
     Quote,
     Section,
     Table,
     Text,
 )
 from facescan.report.entries import Entry, Run
-from facescan.report.provenance import Asked, Provenance
+from facescan.report.provenance import Asked, Imported, Provenance
 from facescan.report.summary import AVOIDS_REFUSALS
 
 
@@ -75,10 +74,10 @@ def _models(number: int, run: Provenance) -> Table:
                 Cell((text,))
                 for text in (
                     each.model,
-                    each.weights,
+                    each.weights if each.imported is None else _NOT_KNOWN,
                     each.engine,
-                    _settings(each.numerics),
-                    each.preprocessing,
+                    _settings(each.numerics) if each.imported is None else _NOT_KNOWN,
+                    each.preprocessing if each.imported is None else _NOT_KNOWN,
                 )
             )
             for each in seen.values()
@@ -86,31 +85,54 @@ def _models(number: int, run: Provenance) -> Table:
     )
 
 
+_NOT_KNOWN = "not known"
+
+
 def _settings(numerics: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in numerics.items())
 
 
 def _prompts(run: Provenance) -> Iterator[Block]:
-    """Each prompt once, with everything it was the question of."""
-    together: dict[tuple[str, str], list[Asked]] = {}
+    """Each prompt, and each imported file, once, with everything that it was about."""
+    together: dict[tuple[str, ...], list[Asked]] = {}
     for each in run.asked:
-        together.setdefault((each.protocol, each.prompt), []).append(each)
-    for (protocol, prompt), asked in together.items():
-        models = ", ".join(dict.fromkeys(each.model for each in asked))
-        attributes = ", ".join(dict.fromkeys(each.attribute for each in asked))
+        file = () if each.imported is None else (each.model, each.imported.sha256)
+        together.setdefault((each.protocol, each.prompt, *file), []).append(each)
+    for asked in together.values():
         first = asked[0]
-        said: list[Part] = [
+        attributes = ", ".join(dict.fromkeys(each.attribute for each in asked))
+        blocks = _sent(asked) if first.imported is None else _read(asked, first.imported)
+        yield Folded(f"Protocol {first.protocol}: {attributes}", tuple(blocks))
+
+
+def _sent(asked: Sequence[Asked]) -> Iterator[Block]:
+    first = asked[0]
+    models = ", ".join(dict.fromkeys(each.model for each in asked))
+    yield Quote("Prompt, as sent", first.prompt)
+    yield Text(
+        (
             f"Asked of {models}. Answer mode {first.answer_mode}, at most {first.max_tokens} "
-            f"tokens, temperature {first.temperature:g}."
-        ]
-        blocks: list[Block] = [Quote("Prompt, as sent", prompt), Text(tuple(said))]
-        if first.avoids_refusals:
-            blocks.append(Text((AVOIDS_REFUSALS,)))
-        blocks += [
-            Text((f"Offered for {name} ({label_set}): {offered}.",))
-            for name, label_set, offered in dict.fromkeys(map(_offered, asked))
-        ]
-        yield Folded(f"Protocol {protocol}: {attributes}", tuple(blocks))
+            f"tokens, temperature {first.temperature:g}.",
+        )
+    )
+    if first.avoids_refusals:
+        yield Text((AVOIDS_REFUSALS,))
+    for name, label_set, offered in dict.fromkeys(map(_offered, asked)):
+        yield Text((f"Offered for {name} ({label_set}): {offered}.",))
+
+
+def _read(asked: Sequence[Asked], imported: Imported) -> Iterator[Block]:
+    yield Text(
+        (
+            f"Answers of {asked[0].model}. Imported from {imported.file} (sha256 "
+            f"{imported.sha256}), format {imported.format}; how it was asked is not known.",
+        )
+    )
+    found = [f"rows: {imported.rows:,}", f"images answered about: {imported.images:,}"]
+    found += [f"{what}: {count:,}" for what, count in imported.counted.items()]
+    yield Items(tuple((each,) for each in found))
+    for name, label_set, offered in dict.fromkeys(map(_offered, asked)):
+        yield Text((f"Labels read for {name} ({label_set}): {offered}.",))
 
 
 def _offered(asked: Asked) -> tuple[str, str, str]:

@@ -137,8 +137,10 @@ def _bounded(section: Section, left: _Room) -> Section:
         return replace(section, sections=inner)
     # Pictures were asked for, whatever they take, and are bounded where they are chosen.
     size = len(_shown(section).encode()) - _picture_bytes(section.blocks)
+    if size > left.bytes:
+        return replace(section, blocks=[_LEFT_OUT])
     left.bytes -= size
-    return section if left.bytes >= 0 else replace(section, blocks=[_LEFT_OUT])
+    return section
 
 
 def _shown(section: Section) -> str:

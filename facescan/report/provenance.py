@@ -13,6 +13,26 @@ def avoids_refusals(wording: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Imported:
+    """A file of answers that nobody asked for here.
+
+    Attributes:
+        file: its name.
+        format: how it was read.
+        rows: of the file.
+        images: of the dataset, that a row was found to be of.
+        counted: what was not as it should be -> how often.
+    """
+
+    file: str
+    sha256: str
+    format: str
+    rows: int
+    images: int
+    counted: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """One attribute asked of one model.
 
@@ -21,6 +41,7 @@ class Asked:
         weights: identity of what answered: a repository and its revision, or a digest.
         engine: as it reported itself; before an answer, its name.
         numerics: settings of the engine that can change an answer.
+        imported: None where facescan asked; else prompt, settings and weights are not known.
     """
 
     model: str
@@ -36,6 +57,7 @@ class Asked:
     weights: str
     engine: str
     numerics: Mapping[str, str]
+    imported: Imported | None = None
 
     @property
     def avoids_refusals(self) -> bool:

@@ -105,13 +105,10 @@ class Equality(_Part):
         return p is not None and p <= 1 - CONFIDENCE
 
 
-class Gap(_Part):
-    """Between the best and the worst group; `corrected` for what chance adds."""
+class Gap(Interval):
+    """Between the best and the worst group; `corrected` for what chance adds, without bounds."""
 
-    value: float | None
     corrected: float | None = None
-    ci_low: float | None = None
-    ci_high: float | None = None
 
 
 class Worst(_Part):
@@ -138,6 +135,11 @@ class Grouping(_Part):
     outcome_tests: dict[str, Equality | None] = Field(default_factory=dict)
     findings: list[str] = Field(default_factory=list)
     remarks: list[str] = Field(default_factory=list)
+
+    @property
+    def tested(self) -> bool:
+        """Whether anything of the groups was compared at all."""
+        return self.equal_rate is not None or any(self.outcome_tests.values())
 
 
 class Score(_Part):

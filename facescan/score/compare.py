@@ -14,8 +14,9 @@ round:
   sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6 (1979),
   65-70);
 - the smallest difference that could have been shown is the one which McNemar's test finds with a
-  power of 80 % at a level of 5 % where as many rows differ as were seen to (O. S. Miettinen, "The
-  matched pairs design in the case of all-or-none responses", Biometrics 24 (1968), 339-352).
+  power of 80 %, by the normal approximation, at a level of 5 % where as many rows differ as were
+  seen to (O. S. Miettinen, "The matched pairs design in the case of all-or-none responses",
+  Biometrics 24 (1968), 339-352).
 
 All take rows as independent, as `facescan.score.intervals.rate` does.
 """
@@ -196,14 +197,17 @@ def _edge(is_below: Callable[[float], bool], low: float, high: float) -> float:
 def smallest_detectable(discordant: int, n: int) -> float | None:
     """The difference that McNemar's test finds with `POWER` where `discordant` of `n` rows differ.
 
-    None where so few differ that not even all of them in one direction would be enough.
+    `POWER` is approximate; the difference is at most that of all of them in one direction. None
+    where so few differ that the exact test would not find even that.
     """
+    if mcnemar(discordant, 0) > 1 - CONFIDENCE:
+        return None
     rate = discordant / n
 
     def missed(delta: float) -> bool:
         return sqrt(n) * delta < _Z * sqrt(rate) + _Z_POWER * sqrt(max(0.0, rate - delta**2))
 
-    return None if not discordant or missed(rate) else _edge(missed, 0.0, rate)
+    return _edge(missed, 0.0, rate)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -16,13 +16,15 @@ LABELS = "labels"
 NONE = "none"
 """As the only grouping asked for: no groups."""
 
+GIVEN = ("label_", "group_")
+"""Prefixes of the columns that the dataset itself has."""
+
 PREDICTED = "predicted_"
 """Prefix of the columns that hold another run's answers."""
 
 TOGETHER = "+"
 """Joins the names of columns that are taken together."""
 
-_PREFIXES = ("label_", "group_")
 _ALWAYS_TOGETHER = ("gender", "race")
 
 
@@ -68,7 +70,7 @@ def groupings(
 
 def _short(present: Iterable[str]) -> dict[str, str]:
     """Short name -> full name; full names stand for themselves as well."""
-    full = [name for name in present if name.startswith((*_PREFIXES, PREDICTED))]
+    full = [name for name in present if name.startswith((*GIVEN, PREDICTED))]
     by_short: dict[str, list[str]] = {}
     for name in full:
         short = name if name.startswith(PREDICTED) else name.partition("_")[2]

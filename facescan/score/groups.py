@@ -11,7 +11,8 @@ sizes lie 3 points apart by chance. So, in this order:
    for the means of multivariate normal distributions", JASA 62 (1967), 626-633).
 3. The largest gap is given with what equal rates would show on average taken off. So for a fair
    model it is 0 on average, and negative as often as not; for an unfair one it is rather too small
-   than too large. Its bounds are those that the intervals of step 2 leave.
+   than too large. The bounds that the intervals of step 2 leave are those of the gap as seen; the
+   corrected one has none.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from facescan.score.coding import Floats, Ints
 from facescan.score.compare import holm
 from facescan.score.counts import MOST_GROUPS, Grouped
 from facescan.score.equal_rates import EqualRate
-from facescan.score.groupings import LABELS, TOGETHER
+from facescan.score.groupings import GIVEN, LABELS, PREDICTED, TOGETHER
 from facescan.score.intervals import CONFIDENCE, UNKNOWN, Rate
 from facescan.score.ordinal import distances, near, quadratic_kappas
 from facescan.score.subjects import Division, Mask, by_group
@@ -43,7 +44,12 @@ FEW = 100
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The distance between the best and the worst group, as a difference or a ratio."""
+    """The distance between the best and the worst group, as a difference or a ratio.
+
+    Attributes:
+        corrected: less what chance adds; a difference below 0 and a ratio above 1 are possible.
+        low: bounds of `value`, not of `corrected`; likewise `high`.
+    """
 
     value: float
     corrected: float
@@ -100,7 +106,7 @@ class Groups:
         equalized_odds_difference: the largest difference between groups in true positive or in
             false positive rates, of the class for which that is largest (each against the rest),
             as Fairlearn defines it for two classes; of groups with `min_cell` rows in the
-            denominator. None also where the groups are the classes.
+            denominator. None also where the groups are of the attribute itself.
         demographic_parity_difference: the same of selection rates.
         tests: of outcomes.
     """
@@ -182,7 +188,7 @@ def compare(tally: Tally, grouped: Grouped, min_cell: int = MIN_CELL) -> Groups:
     if clusters is not None:
         compared &= clusters >= MIN_SUBJECTS
     listed, among = np.flatnonzero(sizes > 0), np.flatnonzero(compared)
-    own = f"label_{tally.key.attribute}" in grouping.columns
+    own = tuple(_of_itself(grouping.columns, tally.key.attribute))
     pooled = rows.merged(np.where(compared, 0, -1))
     shared = None if rows.pairs is None else rows.shared(tried, among)
     found = _Compared(tally, grouped, rows, tried, labelled, sizes, among, pooled, shared)
@@ -193,7 +199,7 @@ def compare(tally: Tally, grouped: Grouped, min_cell: int = MIN_CELL) -> Groups:
         groups=groups,
         remarks=tuple(_remarks(groups, result, labelled, own, tally.rows(tried) - sizes.sum())),
     )
-    return found.across(result, groups, own) if len(among) > 1 else result
+    return found.across(result, groups, bool(own)) if len(among) > 1 else result
 
 
 def adjusted(all_groups: Sequence[Groups]) -> tuple[Groups, ...]:
@@ -415,8 +421,19 @@ def _spreads(compared: Sequence[Group], drawn: Floats) -> tuple[Spread, Spread |
     )
 
 
+def _of_itself(columns: Sequence[str], attribute: str) -> Iterator[str]:
+    """What there is to say where an attribute is grouped by itself; nothing elsewhere."""
+    if any(f"{prefix}{attribute}" in columns for prefix in GIVEN):
+        yield "The groups are the classes: their accuracies are recalls."
+    if f"{PREDICTED}{attribute}" in columns:
+        yield (
+            "The groups are answers to the same question: where the same model gave them, their "
+            "accuracies are precisions."
+        )
+
+
 def _remarks(
-    groups: Sequence[Group], result: Groups, labelled: bool, own: bool, ungrouped: int
+    groups: Sequence[Group], result: Groups, labelled: bool, own: Sequence[str], ungrouped: int
 ) -> Iterator[str]:
     suppressed = [each for each in groups if each.suppressed]
     few = [each for each in groups if each.few and not each.suppressed]
@@ -434,8 +451,7 @@ def _remarks(
         yield f"{ungrouped:,} rows have no {' or no '.join(result.by)} and are in no group."
     if len(groups) - len(suppressed) < 2:
         yield "Nothing is compared: there are not two groups large enough."
-    if own:
-        yield "The groups are the classes: their accuracies are recalls."
+    yield from own
     if groups and not labelled:
         yield "No row has a target: outcomes alone are compared."
 

@@ -106,11 +106,14 @@ def clustered(moments: Moments, confidence: float = CONFIDENCE) -> Rate:
 
 
 def mean(moments: Moments, confidence: float = CONFIDENCE) -> Rate:
-    """The mean of values at or above 0 that are no proportion, +- t standard errors."""
+    """The mean of values at or above 0 that are no proportion, +- t standard errors.
+
+    Without bounds where all values are equal: they say nothing of how far others would lie.
+    """
     if moments.n == 0:
         return UNKNOWN
     value, variance = moments.total / moments.n, moments.variance
-    if variance is None:
+    if not variance:
         return Rate(value, None, None)
     spread = _t(moments.clusters - 1, confidence) * sqrt(variance)
     return Rate(value, max(value - spread, 0.0), value + spread)

@@ -18,6 +18,7 @@ from facescan.run import folder, manifest
 from facescan.shards import Contents, ShardRow, ShardWriter
 from jobs.compare import compare_runs
 from jobs.import_ import Source, import_predictions
+from jobs.report import report
 from jobs.score import score
 from jobs.verify import verify_run
 from tests.conftest import RACES, MakeShards, jpeg
@@ -250,6 +251,32 @@ def test_the_same_command_again_changes_nothing_and_another_file_is_refused(
     with pytest.raises(MixingError, match="model theirs, protocol imported, attribute race"):
         import_predictions(str(run), source(file), quiet(), dataset=str(data), split=None)
     assert predictions(run, "theirs.imported.race.parquet") == before
+
+
+def test_a_report_claims_nothing_of_how_imported_answers_were_asked(
+    tmp_path: Path, make_shards: MakeShards
+) -> None:
+    run = str(tmp_path / "run")
+    rows = [(f"image-{n:04d}", "Black" if n else "black") for n in range(8)]
+    first = table(tmp_path / "1.csv", [*rows, ("elsewhere", "White")])
+    second = table(tmp_path / "2.csv", rows)
+    import_predictions(run, source(first), quiet(), dataset=str(make_shards(8)), split=None)
+    import_predictions(run, source(second, model="others"), quiet(), dataset=None, split=None)
+    score(run, quiet())
+    told = report([run], None, quiet())
+    page, text = (told.read(name).decode() for name in ("index.html", "report.md"))
+    for shown in (page, text):
+        for file in (first, second):
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            assert f"Imported from {file.name} (sha256 {digest})" in shown
+        assert shown.count("how it was asked is not known") == 2
+        assert "rows of images that are not here: 1" in shown
+        assert "rows: 9" in shown
+        assert "images answered about: 8" in shown
+        assert "temperature" not in shown
+        assert "Prompt, as sent" not in shown
+        assert "Offered for" not in shown
+    assert "| theirs | not known | imported | not known | not known |" in text
 
 
 def test_a_run_of_other_images_takes_nothing(tmp_path: Path, make_shards: MakeShards) -> None:

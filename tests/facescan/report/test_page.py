@@ -1,6 +1,7 @@
 """The page in a real browser: what it says, how it looks at any width, and what it asks for."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import reduce
 from itertools import pairwise
@@ -322,6 +323,81 @@ def test_a_page_of_many_scores_stays_below_three_megabytes() -> None:
     assert 2_000_000 < len(page.encode()) <= 3_000_000
     assert page.count("Left out, so that the page stays") > 1
     assert all(f">model-{number}" in page for number in range(40))
+
+
+def test_a_detail_too_large_for_the_page_leaves_room_for_those_after_it() -> None:
+    large = documents.score("race", "large", groups=[("race", "age")])
+    (grouping,) = large["groups"]
+    grouping["remarks"] = ["a remark of this length " * 200_000]
+    scores = [large, documents.score("race", "small", groups=[("race", "age")])]
+    page = Report([documents.run(documents.content(scores))]).html()
+    assert page.count("Left out, so that the page stays") == 1
+    assert 'id="groups-0-0-0"' in page
+    assert "table-groups-0-0-0" not in page
+    assert "table-groups-0-1-0" in page
+
+
+def test_a_page_of_many_comparisons_stays_below_three_megabytes() -> None:
+    compared = [
+        documents.comparison(f"model-{a}", f"model-{b}", attribute, 0.01)
+        for attribute in documents.LABELS
+        for a in range(45)
+        for b in range(a)
+    ]
+    page = Report([documents.run(documents.content([], compared))]).html()
+    assert 1_000_000 < len(page.encode()) <= 3_000_000
+    assert page.count("Left out, so that the page stays") in (1, 2)
+    assert all(f">{name.capitalize()}: sample/test</h3>" in page for name in documents.LABELS)
+
+
+def test_markdown_keeps_the_spaces_around_figures() -> None:
+    compared = documents.comparison("one", "two", "race", 0.08)
+    score = documents.score("race", "one") | {"n_run_failures": 12, "accuracy_worst": 0.7}
+    score |= {"complete": False, "accuracy_best": 0.8}
+    text = Report([documents.run(documents.content([score], [compared]))]).markdown()
+    assert (
+        "race-7: 12 more rows failed in the run, which says nothing of the model; with them "
+        "accuracy is between 70.0 and 80.0 %."
+    ) in text
+    assert r"| +8.0 \[+6.2 to +9.8\] |" in text
+
+
+def test_the_bounds_of_a_gap_stand_beside_the_gap_as_seen() -> None:
+    score = documents.score("race", "one", groups=[("gender",)])
+    (grouping,) = score["groups"]
+    spread = {"value": 0.087, "corrected": 0.031, "ci_low": 0.052, "ci_high": 0.124}
+    grouping["largest_gap"] = spread
+    grouping["ratio"] = {"value": 0.9, "corrected": 1.02, "ci_low": 0.85, "ci_high": 0.95}
+    text = Report([documents.run(documents.content([score]))]).markdown()
+    assert r"| largest gap, points | +8.7 \[+5.2 to +12.4\] |" in text
+    assert "| largest gap, points, less what chance adds | +3.1 |" in text
+    assert "| lowest rate ÷ highest | 0.90 \\[0.85\N{EN DASH}0.95\\] |" in text
+    assert "| lowest rate ÷ highest, less what chance adds | 1.02 |" in text
+    (overview,) = re.findall(r"^\| one \S+ by gender.*$", text.replace(",", ""), re.MULTILINE)
+    assert "| +3.1 |" in overview
+
+
+@pytest.mark.parametrize("by", [("gender",), ("gender", "race")])
+@pytest.mark.parametrize("given_up", [True, False])
+def test_groups_that_were_not_compared_are_not_called_alike(
+    by: tuple[str, ...], given_up: bool
+) -> None:
+    score = documents.score("race", "one", groups=[by])
+    (grouping,) = score["groups"]
+    nothing = dict.fromkeys(("value", "ci_low", "ci_high"))
+    untested = dict.fromkeys(("equal_rate", "largest_gap", "ratio", "worst"))
+    grouping |= {**untested, "pooled": nothing, "outcome_tests": {}, "findings": []}
+    remark = "Nothing is compared, for a reason."
+    grouping |= {"remarks": [remark], "cells": [] if given_up else grouping["cells"]}
+    report = Report([documents.run(documents.content([score]))])
+    for text in (report.html(), report.markdown()):
+        assert "Not compared." in text
+        assert remark in text
+        assert "beyond chance." not in text.partition("Not compared.")[2].partition(remark)[0]
+        assert "No difference between these groups" not in text
+        assert "no finding" not in text
+    assert ("race-7: not compared" in report.html()) == (len(by) == 1)
+    assert ('class="treemap"' in report.html()) == (len(by) > 1 and not given_up)
 
 
 def test_a_document_with_nothing_in_it_says_so(browser: Browser, write: Write) -> None:

@@ -221,6 +221,18 @@ def test_where_too_few_rows_differ_nothing_could_be_shown() -> None:
     assert compare.smallest_detectable(20, 1000) is not None
 
 
+@pytest.mark.parametrize("alike", [0, 1, 1000])
+@pytest.mark.parametrize("discordant", range(1, 30))
+def test_something_could_be_shown_exactly_where_the_test_can_find_it(
+    discordant: int, alike: int
+) -> None:
+    n = discordant + alike
+    found = compare.smallest_detectable(discordant, n)
+    assert (found is not None) == (compare.mcnemar(discordant, 0) <= 0.05)
+    if found is not None:
+        assert 0 < found <= discordant / n + 1e-12
+
+
 def test_p_values_are_adjusted_over_all_that_is_compared(tmp_path: Path) -> None:
     right = [(str(image), "cap", "cap") for image in range(12)]
     wrong = [(str(image), "none", "cap") for image in range(12)]

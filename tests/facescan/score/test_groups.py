@@ -305,6 +305,37 @@ def test_groups_that_are_the_classes_have_no_odds() -> None:
     assert any("groups are the classes" in remark for remark in found.remarks)
 
 
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ("label_hat", "The groups are the classes: their accuracies are recalls."),
+        ("group_hat", "The groups are the classes: their accuracies are recalls."),
+        (
+            "predicted_hat",
+            "The groups are answers to the same question: where the same model gave them, their "
+            "accuracies are precisions.",
+        ),
+    ],
+)
+def test_grouped_by_itself_an_attribute_has_no_odds_and_no_parity(column: str, said: str) -> None:
+    rows = [{**row("cap", "cap"), column: "cap"}] * 40 + [
+        {**row("none", "cap"), column: "none"}
+    ] * 40
+    (found,) = compared(rows, column).groups
+    assert found.largest_gap is not None
+    assert found.equalized_odds_difference is None
+    assert found.demographic_parity_difference is None
+    assert said in found.remarks
+
+
+def test_predicted_groups_of_another_attribute_have_parity_and_no_remark() -> None:
+    rows = [{**row("cap", "cap"), "predicted_light": "dim"}] * 40
+    rows += [{**row("none", "cap"), "predicted_light": "dark"}] * 40
+    (found,) = compared(rows, "predicted_light").groups
+    assert found.demographic_parity_difference == 1.0
+    assert not any("same question" in remark for remark in found.remarks)
+
+
 def test_a_fair_model_s_corrected_gap_is_zero_on_average() -> None:
     rng = np.random.default_rng(5)
     gaps = []

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest  # type: ignore[import-untyped] # has no types
 
-from facescan.score.intervals import Rate, rate
+from facescan.score.intervals import Moments, Rate, mean, rate
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,15 @@ def test_bounds_stay_within_the_possible(trials: int) -> None:
 
 def test_nothing_of_nothing_is_undefined() -> None:
     assert rate(0, 0) == Rate(None, None, None)
+
+
+def test_a_mean_of_equal_values_has_no_bounds() -> None:
+    for value in (0, 1):
+        total = 30 * value
+        assert mean(Moments(30, 30, total, total, total, 30)) == Rate(value, None, None)
+    one_is_off = mean(Moments(30, 30, 1, 1, 1, 30))
+    assert one_is_off.low == 0.0
+    assert one_is_off.high is not None
 
 
 @pytest.mark.parametrize(
