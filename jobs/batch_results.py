@@ -90,7 +90,11 @@ class Collected:
         if result.reading is None:
             return most if result.asked else 0.0
         self._completed += result.reading.verdict in _COMPLETED
-        return provider_batches.cost_usd(self._options, result.reading, most)
+        return self._paid(result.reading, most)
+
+    def _paid(self, reading: Reading, most: float) -> float:
+        made = self._record.made_at.date()
+        return provider_batches.cost_usd(self._options, reading, most, made)
 
     def _stop_for(self, reading: Reading | None) -> None:
         if reading is None or reading.verdict not in _STOPS:
@@ -101,8 +105,8 @@ class Collected:
     def _made(self, key: str, reading: Reading | None, reason: str = "") -> Reply:
         said = reading is not None and reading.verdict is not Verdict.BAD_REQUEST
         most = self._record.requests[key]
-        known = estimate.price(self._options) is not None
-        usd = provider_batches.cost_usd(self._options, reading, most) if reading else 0.0
+        known = estimate.price(self._options, self._record.made_at.date()) is not None
+        usd = self._paid(reading, most) if reading else 0.0
         return Reply(
             request_id=key,
             raw_response=reading.text if reading and said else None,
@@ -113,7 +117,7 @@ class Collected:
             latency_s=(self._now - self._record.made_at).total_seconds(),
             tokens_in=reading.tokens_in if reading else None,
             tokens_out=reading.tokens_out if reading else None,
-            cost_usd=usd if known else None,
+            cost_usd=usd if known or usd else None,
             attempts=self._record.round,
             error_kind=None if said else Outcome.PROVIDER_ERROR,
             error=(reading.reason or None) if reading else reason,

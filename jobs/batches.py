@@ -46,7 +46,7 @@ from jobs.pipeline import Report, Work
 from serving import batches as provider_batches
 from serving import engine as engines
 from serving import estimate
-from serving.batches import Batch, Desk, Lines, NotThereError, UnreachableError
+from serving.batches import Batch, Desk, Lines, NotThereError, UncertainError, UnreachableError
 from serving.engines import hosted
 from serving.tokens import HostedOptions
 
@@ -139,6 +139,8 @@ class Batches:
         """Requests that a batch has left without a reply -> its round."""
         self._most_requests = provider_batches.MOST_REQUESTS
         self._queue_full = False
+        self._priced = frozenset[str]()
+        """Models whose price was known when this began."""
         self._desks: dict[tuple[str | None, str | None], Desk] = {}
         self._statuses: dict[str, str] = {}
         self._completed = 0
@@ -191,6 +193,7 @@ class Batches:
 
         Raises:
             BudgetExhausted: the next request may cost more than is left.
+            QuotaExhausted: a price has ended meanwhile, and the next is not known.
             RunStopped: something was cancelled elsewhere, the account has no money left, or the
                 provider cannot be reached any more.
             AccessDenied: the provider refuses the key, or does not have the model.
@@ -200,6 +203,7 @@ class Batches:
             before = record.answered_by(manifest.read(self._folder), leg)
             if before is not None:
                 manifest.check_same(leg.card.name, before, _answered_by(leg.card))
+        self._priced = frozenset(leg.card.name for leg, _ in to_ask if _has_price(leg.card))
         under_way = {key for each in self._records.values() for key in each.requests}
 
         def idle(key: str) -> bool:
@@ -273,6 +277,11 @@ class Batches:
             filled = provider_batches.fill(lines, path, self._most_requests, room)
             if not filled:
                 return False
+            if leg.card.name in self._priced and not _has_price(leg.card):
+                raise QuotaExhausted(
+                    f"{leg.card.name}: its price has ended, and the next is not known: write it "
+                    "into the card (`price`), with its day"
+                )
             each = Record(
                 token=uuid.uuid4().hex,
                 card=leg.card,
@@ -285,14 +294,14 @@ class Batches:
             )
             self._put(each)
             money = Ledger(self._folder.ledger, _session(each), self._max_usd)
-            reservation = self._loop.run(money.hold(each.reserved_usd))
-            self._loop.run(money.reserve(reservation, each.reserved_usd))
+            self._loop.run(money.reserve(_RESERVATION, each.reserved_usd))
             desk = self._desk(leg.card)
             try:
                 file_id = desk.upload(path, each.token)
                 each = self._put(each, stage=Stage.UPLOADED, file_id=file_id)
                 found = desk.create(file_id, each.token, each.made_at)
-            except (UnreachableError, OSError):
+            except (UnreachableError, UncertainError, OSError):
+                # It may be there: whoever resumes finds out.
                 raise
             except FacescanError:
                 # What was refused is nowhere; what was uploaded for it does not stay there.
@@ -387,7 +396,7 @@ class Batches:
     def _failed(self, each: Record, found: Batch) -> None:
         """The provider has not begun with a batch, for what it says is wrong with it."""
         codes = {code for code, _ in found.errors}
-        why = "; ".join(f"{code}: {message}" for code, message in found.errors[:_EXAMPLES])
+        why = "; ".join(": ".join(filter(None, each)) for each in found.errors[:_EXAMPLES])
         where = f"{each.card.name}: batch {found.id} was not begun: {why or 'no reason given'}"
         if self._aborting:
             return
@@ -526,6 +535,10 @@ class Batches:
 
 def _session(each: Record) -> str:
     return f"batch-{each.token}"
+
+
+def _has_price(card: ModelCard) -> bool:
+    return estimate.price(card.options(HostedOptions)) is not None
 
 
 def _submitted(each: Record) -> str:

@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -57,6 +57,10 @@ class UnreachableError(RunStopped):
     """The provider failed each time it was asked, for a reason that may pass."""
 
 
+class UncertainError(RunStopped):
+    """The provider may have made what it was asked for, and may not."""
+
+
 class RefusedError(FacescanError):
     """The provider does not accept what it was asked for, and never will."""
 
@@ -80,12 +84,19 @@ def share(options: HostedOptions) -> float:
     return 1.0 if price is None or price.batch is None else price.batch
 
 
-def cost_usd(options: HostedOptions, reading: Reading, most_usd: float) -> float:
-    """What a request of a batch has cost; the most it can where nobody can say."""
-    price = estimate.price(options)
-    if price is None or reading.billed is False:
+def cost_usd(options: HostedOptions, reading: Reading, most_usd: float, made: date) -> float:
+    """What a request of a batch has cost; the most it can where nobody can say.
+
+    Args:
+        options: of the card.
+        reading: of its answer.
+        most_usd: what was reserved for it; 0 where no price was known.
+        made: the day of the batch, whose price holds.
+    """
+    if reading.billed is False:
         return 0.0
-    if reading.tokens_in is None:
+    price = estimate.price(options, made)
+    if price is None or reading.tokens_in is None:
         return most_usd
     return tokens.cost_usd(
         price, reading.tokens_in, reading.tokens_out or 0, batch=price.batch is not None
@@ -163,7 +174,7 @@ class Batch:
         status: `validating`, `in_progress`, `finalizing`, `completed`, `failed`, `expired`,
             `cancelling` or `cancelled`.
         results: ids of its files of answers and of errors, in this order.
-        errors: (code, message) of what is wrong with its file, where it `failed`.
+        errors: (code, message) of what is wrong with its file, where it `failed`; redacted.
     """
 
     id: str
@@ -182,11 +193,12 @@ class Batch:
         return self.status in ("completed", "failed", "expired", "cancelled")
 
 
-def _batch(told: dict[str, Any]) -> Batch:
+def _batch(told: dict[str, Any], secrets: Collection[str]) -> Batch:
     if "id" not in told or "status" not in told:
         raise _NoAnswerError(json.dumps(told).encode())
     counts = told.get("request_counts") or {}
-    errors = (told.get("errors") or {}).get("data") or ()
+    errors = told.get("errors") or {}
+    wrong = (errors.get("data") or ()) if isinstance(errors, dict) else (errors,)
     results = (told.get("output_file_id"), told.get("error_file_id"))
     return Batch(
         id=str(told["id"]),
@@ -197,8 +209,18 @@ def _batch(told: dict[str, Any]) -> Batch:
         results=tuple(each for each in results if each),
         requests=int(counts.get("total") or 0),
         completed=int(counts.get("completed") or 0),
-        errors=tuple((str(each.get("code")), str(each.get("message"))) for each in errors),
+        errors=tuple(
+            (provider.redacted(code, secrets), provider.redacted(message, secrets))
+            for code, message in map(_code_and_message, wrong)
+        ),
     )
+
+
+def _code_and_message(error: object) -> tuple[str, str]:
+    """Of an error as it was sent; one that is no object is a message."""
+    if not isinstance(error, dict):
+        return "", str(error or "")
+    return str(error.get("code") or ""), str(error.get("message") or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,9 +260,9 @@ def _result(text: bytes, secrets: Collection[str]) -> Result:
         body = json.dumps(response.get("body")).encode()
         reading = provider.of_response(response["status_code"], headers, body, secrets=secrets)
         return Result(str(request_id), reading, True, reading.reason)
-    error = row.get("error") or {}
-    code, message = str(error.get("code")), str(error.get("message"))
-    reason = f"{code}: {message}"[: provider.REASON_LENGTH]
+    code, message = _code_and_message(row.get("error"))
+    why = ": ".join(filter(None, (code, message))) or "neither a response nor an error"
+    reason = provider.redacted(why, secrets)
     return Result(str(request_id), None, code not in _NEVER_ASKED, reason)
 
 
@@ -285,7 +307,11 @@ class Desk:
             self._client.organization = self._client.project = None
 
     def upload(self, path: Path, token: str) -> str:
-        """Send a file of requests; its id. Nothing of a failed attempt stays there."""
+        """Send a file of requests; its id.
+
+        Raises:
+            UnreachableError, UncertainError: it may be there all the same.
+        """
         name = file_name(token)
 
         def send() -> str:
@@ -301,10 +327,14 @@ class Desk:
             for each in self.uploads(token):
                 self.delete(each)
 
-        return self._until_done(f"upload of {name}", send, before_again=withdraw)
+        return self._made(f"upload of {name}", send, before_again=withdraw)
 
     def create(self, file_id: str, token: str, began: datetime) -> Batch:
-        """Have a file of requests answered; once, also where the answer to that is lost."""
+        """Have a file of requests answered; once, also where the answer to that is lost.
+
+        Raises:
+            UnreachableError, UncertainError: it may be answered all the same.
+        """
 
         def submit() -> Batch:
             if lost and (found := self.find(token, began)) is not None:
@@ -315,7 +345,7 @@ class Desk:
                 completion_window="24h",
                 metadata={_TOKEN: token},
             )
-            return _batch(_told(told))
+            return _batch(_told(told), self.secrets)
 
         lost = False
 
@@ -323,13 +353,13 @@ class Desk:
             nonlocal lost
             lost = True
 
-        return self._until_done("creation of a batch", submit, before_again=look_first)
+        return self._made("creation of a batch", submit, before_again=look_first)
 
     def find(self, token: str, began: datetime) -> Batch | None:
         """The batch with this token in its metadata, if it was created after `began`."""
         oldest = (began - _CLOCKS_DIFFER).timestamp()
         for told in self._listed(self._client.batches.with_raw_response.list, "batches"):
-            found = _batch(told)
+            found = _batch(told, self.secrets)
             if found.token == token:
                 return found
             if found.created_at < oldest:
@@ -355,7 +385,7 @@ class Desk:
         batches = self._client.batches.with_raw_response
         return self._until_done(
             f"batch {batch_id}",
-            lambda: _batch(_told(batches.retrieve(batch_id))),
+            lambda: _batch(_told(batches.retrieve(batch_id)), self.secrets),
             of_one=True,
         )
 
@@ -412,6 +442,39 @@ class Desk:
             if not rows or not told.get("has_more"):
                 return
             after = {"after": rows[-1]["id"]}
+
+    def _made(
+        self, what: str, call: Callable[[], _Result], before_again: Callable[[], None]
+    ) -> _Result:
+        """`_until_done`, of what makes something: no other error where an attempt may have."""
+        import httpx2
+        from openai import APIError
+
+        lost = False
+
+        def heard() -> _Result:
+            nonlocal lost
+            try:
+                return call()
+            except (APIError, UnicodeEncodeError, httpx2.RequestError) as error:
+                reading = provider.of_failure(error, secrets=self.secrets)
+                lost = lost or reading.billed is not False
+                raise
+            except _NoAnswerError:
+                lost = True
+                raise
+
+        try:
+            return self._until_done(what, heard, before_again)
+        except UnreachableError:
+            raise
+        except FacescanError as error:
+            if not lost:
+                raise
+            raise UncertainError(
+                f"{error}. Whether it was made all the same is not known: the same command again "
+                "finds out"
+            ) from None
 
     def _until_done(
         self,

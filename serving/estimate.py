@@ -1,7 +1,7 @@
 """The most that a call can take and cost, before it is made."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 from facescan.types import Question
 from serving import tokens
@@ -21,9 +21,9 @@ class Most:
     usd: float
 
 
-def price(options: HostedOptions) -> Price | None:
-    """Today's price; None where it is not known."""
-    return options.price and options.price.on(datetime.now(UTC).date())
+def price(options: HostedOptions, day: date | None = None) -> Price | None:
+    """The price of a day, today's unless another is given; None where it is not known."""
+    return options.price and options.price.on(day or datetime.now(UTC).date())
 
 
 def tokens_out_at_most(options: HostedOptions, question: Question) -> int:

@@ -229,7 +229,7 @@ def _failed(
         verdict=verdict,
         text=None,
         finish_reason=FinishReason.BLOCKED if verdict is Verdict.BLOCKED else None,
-        reason=_plain(cause, secrets),
+        reason=redacted(cause, secrets),
         retry_after=_retry_after(headers, complaint) if verdict in _RETRIED else None,
         tokens_in=None,
         tokens_out=None,
@@ -295,7 +295,7 @@ def _of_completion(
         verdict=verdict,
         text=text,
         finish_reason=finish,
-        reason=_plain(reason, secrets),
+        reason=redacted(reason, secrets),
         retry_after=None,
         tokens_in=usage.prompt,
         tokens_out=usage.generated,
@@ -662,8 +662,13 @@ _HIDDEN = (
 _RUN = re.compile(r"[A-Za-z0-9+/_-]{32,}={0,2}")
 
 
-def _plain(text: str, secrets: Collection[str]) -> str:
-    """Text for a log: one line, cut, without keys and image data, whoever put them there."""
+def redacted(text: str, secrets: Collection[str]) -> str:
+    """A provider's words for people: one line, cut, without keys and image data.
+
+    Args:
+        text: as the provider sent it.
+        secrets: as for `of_response`.
+    """
     for secret in secrets:
         text = text.replace(secret, _KEY) if secret else text
     # Whatever is cut off here is at the end, and far from being kept.

@@ -101,13 +101,13 @@ class Ledger:
         before = spent(storage)
         self._before = before.total_usd
         self._session = Session()
-        self._next = 0
+        # Microseconds since 1970: above all numbers that an earlier process of the session gave,
+        # those included which it had not written when it died.
+        self._next = time.time_ns() // 1_000
         if storage.exists(self._name):
             # This process was started again. What was in flight then may have been billed.
             self._session = Session.model_validate_json(storage.read(self._name))
             self._before -= self._session.total_usd
-            # Microseconds since 1970: above all numbers that it gave before.
-            self._next = time.time_ns() // 1_000
         # Calls that will be settled, and by whom.
         self._own: dict[str, str] = {}
         self._deaths = Counter[str]()
@@ -147,26 +147,26 @@ class Ledger:
             )
             if self._deaths[client] > deaths:
                 raise BudgetExhausted(f"client {client} has died; nothing is reserved for it")
-            if not self._fits(usd):
-                raise BudgetExhausted(
-                    f"${self.total_usd:.4f} of the ${self._max:.2f} of --max-cost are spent or may "
-                    f"be, and the next call may cost ${usd:.4f}"
-                )
+            self._check_fits(usd)
             number = str(self._next)
             self._next += 1
             self._held[number] = (client, usd)
             return number
 
     async def reserve(self, number: str, usd: float, client: str = "") -> None:
-        """The call is about to be made, for which room was held; returns when that is durable.
+        """The call is about to be made; returns when that is durable.
 
-        A number from before this process was started again is taken as well.
+        A number for which no room is held must fit now: room that was held before this process was
+        started again may have been given to others since. One that is in flight already, because
+        the caller has heard nothing of it, stays so.
 
         Raises:
+            BudgetExhausted: there is no room for it; the call must not be made.
             OSError: it could not be written; the call must not be made.
         """
         async with self._settled:
-            self._held.pop(number, None)
+            if number not in self._session.in_flight and self._held.pop(number, None) is None:
+                self._check_fits(usd)
             self._own[number] = client
             self._session.in_flight[number] = usd
             self._changes += 1
@@ -203,6 +203,13 @@ class Ledger:
             self._own = {number: whose for number, whose in self._own.items() if whose != client}
             self._held = {number: held for number, held in self._held.items() if held[0] != client}
             self._settled.notify_all()
+
+    def _check_fits(self, usd: float) -> None:
+        if not self._fits(usd):
+            raise BudgetExhausted(
+                f"${self.total_usd:.4f} of the ${self._max:.2f} of --max-cost are spent or may "
+                f"be, and the next call may cost ${usd:.4f}"
+            )
 
     def _fits(self, usd: float) -> bool:
         held = sum(each for _, each in self._held.values())

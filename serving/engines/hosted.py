@@ -174,12 +174,19 @@ def key(name: str | None) -> str | None:
             f"no API key: set the environment variable {name}, or {name}_FILE to the path of a "
             "file that holds it, where the engines run"
         )
+    # What the variable holds is not told: it may be the key itself.
+    wrong = "it is empty"
     try:
         found = Path(file).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EngineUnavailable(f"no API key: {name}_FILE: {file}: {error}") from None
+    except UnicodeDecodeError:
+        wrong = "it is no text"
+    except OSError as error:
+        wrong = error.strerror or type(error).__name__
     if not found:
-        raise EngineUnavailable(f"no API key: {name}_FILE: {file} is empty")
+        raise EngineUnavailable(
+            f"no API key: the file that {name}_FILE names: {wrong}; set {name}_FILE to the path of "
+            f"a file that holds the key, or {name} to the key itself"
+        )
     return found
 
 
@@ -346,6 +353,11 @@ class HostedEngine:
         Where this is cancelled during the call its reservation stands: it may be billed.
         """
         account = self._account
+        if self._priced and estimate.price(self._options) is None:
+            raise QuotaExhausted(
+                f"{self._model}: its price has ended, and the next is not known: write it into the "
+                "card (`price`), with its day"
+            )
         # Where no price is known there is nothing to keep a ledger of, and it would take a third of
         # the time that a call takes here (two actor calls and their share of a write).
         number = await account.money.hold(most.usd) if self._priced else None
@@ -378,14 +390,24 @@ class HostedEngine:
         try:
             # The SDK's own limit is of a read, and a server may send a byte now and then.
             async with asyncio.timeout(self._options.timeout_s):
-                raw = await self._client.chat.completions.with_raw_response.create(**body)
+                raw = await self._client.chat.completions.with_raw_response.create(
+                    model=body["model"],
+                    messages=body["messages"],
+                    # Named as arguments, fields that the SDK does not know are refused, and those
+                    # called like an option of the SDK are not sent.
+                    extra_body={
+                        name: value
+                        for name, value in body.items()
+                        if name not in ("model", "messages")
+                    },
+                )
         except (APIError, TimeoutError, UnicodeEncodeError) as error:
             return provider.of_failure(error, secrets=self._secrets)
         response = raw.http_response
         return provider.of_response(
             response.status_code,
             dict(response.headers),
-            cast(bytes, response.content),
+            response.content,
             secrets=self._secrets,
         )
 
@@ -402,13 +424,14 @@ class HostedEngine:
         await self._account.turns.ended(turn, ended)
 
     def _cost(self, reading: Reading, most: Most) -> float:
-        """What the call has cost in USD; the most it can where nobody can say."""
-        price = estimate.price(self._options)
-        if self._priced and price is None:
-            raise QuotaExhausted(f"{self._model}: its price has ended, and the next is not known")
-        if price is None or reading.billed is False:
+        """What the call has cost in USD; the most it can where nobody can say.
+
+        That is so too where its price has ended since it was reserved; 0 where none was known.
+        """
+        if reading.billed is False:
             return 0.0
-        if reading.tokens_in is None:
+        price = estimate.price(self._options)
+        if price is None or reading.tokens_in is None:
             return most.usd
         made = most.tokens_out if reading.tokens_out is None else reading.tokens_out
         return tokens.cost_usd(price, reading.tokens_in, made)
@@ -450,7 +473,7 @@ class HostedEngine:
             latency_s=time.monotonic() - attempts.began,
             tokens_in=reading.tokens_in,
             tokens_out=reading.tokens_out,
-            cost_usd=None if estimate.price(self._options) is None else attempts.usd,
+            cost_usd=attempts.usd if self._priced else None,
             attempts=attempts.made,
             error=reading.reason or None,
             provider_request_id=reading.request_id,
@@ -465,7 +488,7 @@ class HostedEngine:
             resolved_model=self._model,
             created_at=datetime.now(UTC),
             latency_s=time.monotonic() - attempts.began,
-            cost_usd=None if estimate.price(self._options) is None else attempts.usd,
+            cost_usd=attempts.usd if self._priced else None,
             attempts=attempts.made,
             error_kind=Outcome.PROVIDER_ERROR,
             error=reading.reason,

@@ -7,6 +7,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from jobs import abort, batch_records
 from jobs.config import resolve
 from jobs.run import run
 from jobs.verify import verify_run
+from serving import estimate
+from serving.tokens import HostedOptions, Price
 from tests.conftest import MakeShards, jpeg
 from tests.jobs import batch_steps
 from tests.jobs.batch_steps import STEPS
@@ -405,6 +408,77 @@ def test_a_price_for_batches_has_to_be_known(
     asked(provider, folder, shards, **flags, allow_unknown_price=True)
     # They count at the price of single calls, which is never less than what they cost.
     assert spent(folder) == pytest.approx(2 * provider.billed())
+
+
+def test_a_batch_whose_price_ends_before_it_is_collected_costs_what_it_was_made_at(
+    provider: Seen, make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    today = datetime.now(UTC).date()
+    card = yaml.safe_load((ROOT / "facescan/models/gpt-4o.yaml").read_text())
+    # The day after, so that a test at midnight has a price.
+    card["engine_options"]["price"]["until"] = str(today + timedelta(days=1))
+    (tmp_path / "ending").mkdir()
+    (tmp_path / "ending/facescan.yaml").write_text(yaml.safe_dump(card))
+    folder, shards, model = tmp_path / "run", make_shards(IMAGES), str(tmp_path / "ending")
+    stop_waiting(provider, folder, shards, model=model)
+    price = estimate.price
+
+    def later(options: HostedOptions, day: date | None = None) -> Price | None:
+        return price(options, day or today + timedelta(days=2))
+
+    monkeypatch.setattr(estimate, "price", later)
+    asked(provider, folder, shards, model=model, allow_unknown_price=True)
+    found = replies(folder).values()
+    assert sum(row["cost_usd"] for row in found) == pytest.approx(provider.billed())
+    check_sound(provider, folder)
+
+
+def test_no_batch_is_made_after_the_price_has_ended(
+    provider: Seen, make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving.batches, "MOST_REQUESTS", IMAGES // 2)
+    create, ended = serving.batches.Desk.create, False
+    price = estimate.price
+
+    def last(desk: serving.batches.Desk, *given: Any) -> serving.batches.Batch:
+        nonlocal ended
+        ended = True
+        return create(desk, *given)
+
+    def until_then(options: HostedOptions, day: date | None = None) -> Price | None:
+        return None if ended and day is None else price(options, day)
+
+    monkeypatch.setattr(serving.batches.Desk, "create", last)
+    monkeypatch.setattr(estimate, "price", until_then)
+    folder, shards = tmp_path / "run", make_shards(IMAGES)
+    with pytest.raises(QuotaExhausted, match="its price has ended"):
+        asked(provider, folder, shards)
+    assert len(provider.batches()) == 1
+    ended = False
+    monkeypatch.setattr(serving.batches.Desk, "create", create)
+    asked(provider, folder, shards)
+    assert len(replies(folder)) == IMAGES == provider.billed("lines")
+    check_sound(provider, folder)
+
+
+def test_a_batch_that_may_have_been_created_is_neither_written_off_nor_made_again(
+    provider: Seen, make_shards: MakeShards, tmp_path: Path
+) -> None:
+    lost = Fault(kind="reset", processed=True, calls=[0], at="POST /batches")
+    unseen = Fault(kind="error", error="insufficient_quota", at="GET /batches")
+    provider.configure(faults=[lost, unseen])
+    folder, shards = tmp_path / "run", make_shards(IMAGES)
+    with pytest.raises(RunStopped, match="the same command again finds out"):
+        asked(provider, folder, shards)
+    (left,) = batch_records.at(existing(str(folder))).open()
+    money = ledger.spent(storage.at(str(folder / "ledger")))
+    assert money.reserved_usd == pytest.approx(left.reserved_usd)
+    assert left.reserved_usd > 0
+    provider.configure(faults=[])
+    asked(provider, folder, shards)
+    assert len(provider.batches()) == 1
+    assert len(replies(folder)) == IMAGES == provider.billed("lines")
+    check_sound(provider, folder)
 
 
 def test_nothing_is_uploaded_that_may_not_be(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from serving.batches import (
     Lines,
     NotThereError,
     RefusedError,
+    UncertainError,
     UnreachableError,
     fill,
     read,
 )
-from serving.provider import Verdict
+from serving.provider import REASON_LENGTH, Verdict
 from serving.tokens import HostedOptions, Price
 from tests.provider.running import Config, Fault, Provider, provider_server
 
@@ -127,6 +128,28 @@ def test_lines_without_a_response_say_why(tmp_path: Path, code: str, was_asked: 
     assert found.reason == f"{code}: Sorry."
 
 
+def test_errors_of_lines_without_a_response_show_no_key_no_picture_and_are_cut(
+    tmp_path: Path,
+) -> None:
+    message = f"key sk-secret, url data:image/jpeg;base64,{'Ab1' * 50} {'word ' * 500}"
+    told = {"custom_id": "r0", "error": {"code": "invalid_request", "message": message}}
+    (found,) = results(tmp_path, told)
+    assert found.reason.startswith("invalid_request: key [key], url [image] word")
+    assert len(found.reason) <= REASON_LENGTH
+
+
+def test_an_error_of_a_line_that_is_no_object_is_its_reason(tmp_path: Path) -> None:
+    boom, nothing, known = results(
+        tmp_path,
+        {"custom_id": "r0", "error": "boom"},
+        {"custom_id": "r1"},
+        row(200, COMPLETION, "r2"),
+    )
+    assert (boom.request_id, boom.reading, boom.asked, boom.reason) == ("r0", None, True, "boom")
+    assert (nothing.asked, nothing.reason) == (True, "neither a response nor an error")
+    assert known.reading is not None
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"id": "b"}', '"custom_id"'])
 def test_lines_that_name_no_request_are_not_dropped(tmp_path: Path, text: str) -> None:
     unknown, known = results(tmp_path, text, row(200, COMPLETION))
@@ -145,12 +168,29 @@ def test_a_request_costs_the_share_of_batches(tmp_path: Path) -> None:
 
     def costs(price: Price | None) -> list[float]:
         options = known.model_copy(update={"price": price})
-        return [batches.cost_usd(options, each, 7.0) for each in readings if each is not None]
+        today, most = datetime.now(UTC).date(), 0.0 if price is None else 7.0
+        return [batches.cost_usd(options, each, most, today) for each in readings if each]
 
     assert costs(price) == pytest.approx([(100 * 2.5 + 3 * 10) / 2e6, 0.0, 7.0])
     dear = price.model_copy(update={"batch": None})
     assert costs(dear) == pytest.approx([(100 * 2.5 + 3 * 10) / 1e6, 0.0, 7.0])
     assert costs(None) == [0.0, 0.0, 0.0]
+
+
+def test_a_request_is_paid_at_the_price_of_the_day_its_batch_was_made(tmp_path: Path) -> None:
+    dear = Price(input=25.0, output=100.0, batch=0.5, as_of=date(2026, 1, 1), source="-")
+    ends = {"input": 2.5, "output": 10.0, "until": date(2026, 1, 31)}
+    options = HostedOptions.model_validate({"account": "a", "image": {"max_side": 512}})
+    (found,) = results(tmp_path, row(200, COMPLETION))
+    assert found.reading is not None
+    for then, after in ((dear, 2800 / 2e6), (None, 7.0)):
+        price = dear.model_copy(update=ends | {"then": then})
+        known = options.model_copy(update={"price": price})
+        costs = [
+            batches.cost_usd(known, found.reading, 7.0, day)
+            for day in (date(2026, 1, 31), date(2026, 2, 1))
+        ]
+        assert costs == pytest.approx([280 / 2e6, after])
 
 
 # The provider
@@ -240,6 +280,37 @@ def test_a_batch_whose_creation_was_answered_by_an_accident_is_created_once(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("answers", "raised"),
+    [
+        ([(503, "3600")], UncertainError),
+        ([(503, None), (401, None)], UncertainError),
+        ([(429, "3600")], QuotaExhausted),
+        ([(429, None), (401, None)], AccessDenied),
+    ],
+)
+def test_an_error_says_whether_something_may_have_been_made_all_the_same(
+    answers: list[tuple[int, str | None]],
+    raised: type[Exception],
+    desk: Desk,
+    provider: Provider,
+    file: Path,
+) -> None:
+    for at, make in (
+        ("POST /files", lambda: desk.upload(file, "token-5")),
+        ("POST /batches", lambda: desk.create("file", "token-5", LONG_AGO)),
+    ):
+        provider.configure(
+            script=[
+                {"status": status, "body": "{}", "headers": {"retry-after": after or "0"}, "at": at}
+                for status, after in answers
+            ]
+        )
+        with pytest.raises(raised):
+            make()
+
+
+@pytest.mark.slow
 def test_a_batch_is_found_behind_hundreds_of_others(
     desk: Desk, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +356,26 @@ def test_what_will_not_pass_is_not_tried_again(
     with pytest.raises(QuotaExhausted):
         desk.create("file", "token-4", LONG_AGO)
     assert not waits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        (
+            {"data": [{"code": "invalid_url", "message": "test-key: data:image/png;base64,AAAA"}]},
+            ("invalid_url", "[key]: [image]"),
+        ),
+        ({"data": ["key test-key"]}, ("", "key [key]")),
+        ("key test-key", ("", "key [key]")),
+    ],
+)
+def test_errors_of_a_batch_show_neither_key_nor_picture(
+    errors: object, expected: tuple[str, str], desk: Desk, provider: Provider
+) -> None:
+    told = {"id": "batch_1", "status": "failed", "errors": errors}
+    provider.configure(script=[{"body": json.dumps(told), "at": "GET /batches/{id}"}])
+    assert desk.look("batch_1").errors == (expected,)
 
 
 @pytest.mark.slow

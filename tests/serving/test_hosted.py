@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from datetime import date, datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from facescan.run import ledger
 from facescan.run.ledger import Ledger
 from facescan.storage import LocalStorage
 from facescan.types import EncodedImage, FinishReason, Outcome, Reply, Request, request_id
-from serving import limiter
+from serving import estimate, limiter
 from serving.account import Account, NotAskedError, Queue
 from serving.engine import EngineSettings
 from serving.engines import hosted
 from serving.limiter import Limiter
+from serving.provider import Reading
 from serving.tokens import HostedOptions
 from tests.conftest import jpeg
 from tests.provider.running import Config, Fault, Provider, Scripted, provider_server
@@ -109,7 +111,7 @@ def server() -> Iterator[Provider]:
 
 @pytest.fixture
 def provider(server: Provider) -> Provider:
-    server.configure(faults=[], script=[], limits=Config().limits, latency_s=(0.0, 0.0))
+    server.configure(faults=[], script=[], fields=[], limits=Config().limits, latency_s=(0.0, 0.0))
     return server
 
 
@@ -141,6 +143,66 @@ def test_without_a_price_there_is_no_ledger(provider: Provider, runner: Runner) 
     (reply,) = runner.answers(unpriced, requests(unpriced, 1))
     assert reply.cost_usd is None
     assert ledger.spent(runner.money).calls == 0
+
+
+class Clock(datetime):
+    """The clock of `serving.estimate` in the test of a price that ends: its day is set."""
+
+    set_to = date(2026, 11, 30)
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> "Clock":
+        return cls(cls.set_to.year, cls.set_to.month, cls.set_to.day, tzinfo=tz)
+
+
+@pytest.fixture
+def price_ends_during_a_call(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The price."""
+    call = hosted.HostedEngine._call
+
+    async def until_the_next_day(engine: hosted.HostedEngine, body: dict[str, Any]) -> Reading:
+        reading = await call(engine, body)
+        monkeypatch.setattr(Clock, "set_to", date(2026, 12, 1))
+        return reading
+
+    monkeypatch.setattr(estimate, "datetime", Clock)
+    monkeypatch.setattr(hosted.HostedEngine, "_call", until_the_next_day)
+    return PRICE | {"until": "2026-11-30"}
+
+
+def test_a_call_during_which_its_price_ends_is_answered_and_costs_what_was_reserved(
+    provider: Provider, runner: Runner, price_ends_during_a_call: dict[str, Any]
+) -> None:
+    before = provider.bill()["usd"]
+    model = card(provider, price=price_ends_during_a_call)
+    (reply,) = runner.answers(model, requests(model, 1))
+    spent = ledger.spent(runner.money)
+    assert (spent.calls, spent.unknown) == (1, 0)
+    assert reply.raw_response
+    assert reply.cost_usd == spent.settled_usd > provider.bill()["usd"] - before > 0
+
+
+def test_no_call_is_made_after_the_price_has_ended(
+    provider: Provider, runner: Runner, price_ends_during_a_call: dict[str, Any]
+) -> None:
+    provider.configure(faults=[Fault(kind="error", error="503", calls=[0])])
+    before = provider.stats()["calls"]
+    model = card(provider, price=price_ends_during_a_call)
+    with pytest.raises(QuotaExhausted, match="its price has ended"):
+        runner.answers(model, requests(model, 1))
+    assert provider.stats()["calls"] == before + 1
+
+
+def test_fields_that_only_the_server_knows_are_sent_as_they_stand_in_the_card(
+    provider: Provider, runner: Runner
+) -> None:
+    model = card(provider, extra={"top_k": 1, "timeout": 7, "seed": 3})
+    (reply,) = runner.answers(model, requests(model, 1))
+    assert reply.error_kind is Outcome.PROVIDER_ERROR
+    assert "top_k" in (reply.error or ""), "the server has seen it, and knows none"
+    provider.configure(fields=["top_k", "timeout"])
+    (reply,) = runner.answers(model, requests(model, 1))
+    assert reply.error_kind is None
 
 
 def test_one_attribute_a_call_by_protocol(provider: Provider, runner: Runner) -> None:
@@ -336,6 +398,14 @@ def test_no_key_says_which_variable_to_set(
     monkeypatch.delenv(KEY)
     with pytest.raises(EngineUnavailable, match="TEST_KEY_FILE"):
         runner.answers(card(provider), requests(card(provider), 1))
+
+
+def test_a_key_in_the_place_of_its_files_path_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY, raising=False)
+    monkeypatch.setenv(f"{KEY}_FILE", "sk-canary-0123456789abcdef")
+    with pytest.raises(EngineUnavailable, match="TEST_KEY_FILE names: No such file") as raised:
+        hosted.key(KEY)
+    assert "canary" not in str(raised.value)
 
 
 def test_the_budget_holds_by_the_providers_own_bill(

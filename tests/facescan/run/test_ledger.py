@@ -67,6 +67,37 @@ async def test_a_ledger_started_again_in_its_session_counts_nothing_twice(
     assert ledger.spent(folder).total_usd == 1.0
 
 
+async def test_room_held_before_a_death_and_given_to_others_since_is_asked_for_again(
+    folder: LocalStorage,
+) -> None:
+    dead = Ledger(folder, "one", 1.0)
+    held, small = await dead.hold(0.75), await dead.hold(0.25)
+    again = Ledger(folder, "one", 1.0)
+    await reserved(again, 0.75)
+    with pytest.raises(BudgetExhausted, match=r"\$0.7500 of the \$1.00 .* \$0.7500"):
+        await again.reserve(held, 0.75)
+    await again.reserve(small, 0.25)
+    assert ledger.spent(folder).total_usd == 1.0
+
+
+async def test_a_call_that_is_in_flight_already_is_not_asked_to_fit_once_more(
+    folder: LocalStorage,
+) -> None:
+    number = await reserved(Ledger(folder, "one", 1.0), 0.75)
+    again = Ledger(folder, "one", 1.0)
+    for _ in range(2):
+        await again.reserve(number, 0.75)
+    await again.settle(number, 0.5)
+    assert ledger.spent(folder) == ledger.Spent(0.5, 0.0, 1, 0)
+
+
+async def test_no_number_is_given_twice_when_a_process_dies_before_its_first_write(
+    folder: LocalStorage,
+) -> None:
+    before = await Ledger(folder, "one").hold(0.5)
+    assert int(await Ledger(folder, "one").hold(0.5)) > int(before)
+
+
 async def test_a_call_that_does_not_fit_waits_for_those_in_flight(folder: LocalStorage) -> None:
     book = Ledger(folder, "one", 1.0)
     first = await reserved(book, 0.75)
