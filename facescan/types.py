@@ -118,7 +118,8 @@ class Question:
         answer_mode: how the answer is had.
         decoding: for the modes that generate.
         identity: hex digest over everything but the image that can change an answer: model,
-            revision, adapter, prompt, labels, mode, decoding and preprocessing.
+            revision, adapter, prompt, labels, mode, decoding and preprocessing, and of a question
+            about one attribute its name.
         label_sets: the label set asked, one for each of `attributes`.
         offered: for each of `attributes` the pairs (offered text, its label) in offered order.
         answer_schema: JSON Schema that the answer must satisfy, for engines that can enforce one;
