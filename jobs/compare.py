@@ -26,7 +26,19 @@ FILE = "comparison.json"
 """In the `scores/` of the first run, where no other place is given."""
 
 _HEADER = (
-    *("view", "a", "b", "rows", "a %", "b %", "difference, points", "only a", "only b", "p"),
+    *(
+        "view",
+        "a",
+        "b",
+        "rows",
+        "a %",
+        "b %",
+        "no answer %",
+        "difference, points",
+        "only a",
+        "only b",
+        "p",
+    ),
     *("p (Holm)", "could show"),
 )
 _WORDS = 3
@@ -185,6 +197,7 @@ def _cells(each: Comparison, names: dict[Side, str]) -> tuple[str, ...]:
         f"{each.n:,}",
         f"{100 * entry['accuracy_a']:.1f}",
         f"{100 * entry['accuracy_b']:.1f}",
+        " / ".join(f"{100 * sum(entry[rates].values()):.1f}" for rates in _RATES),
         "{:+.1f} [{:+.1f}, {:+.1f}]".format(*points),
         f"{each.a_only:,}",
         f"{each.b_only:,}",
@@ -194,12 +207,19 @@ def _cells(each: Comparison, names: dict[Side, str]) -> tuple[str, ...]:
     )
 
 
+_RATES = ("outcome_rates_a", "outcome_rates_b")
+
+
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _remarks(each: Comparison) -> Iterator[str]:
-    """What was left out, one line each."""
+    """What came instead of answers, and what was left out, one line each."""
+    for side, unanswered in ((each.a, each.unanswered_a), (each.b, each.unanswered_b)):
+        if unanswered:
+            rates = ", ".join(f"{of} {100 * n / each.n:.1f} %" for of, n in unanswered.items())
+            yield f"no answer of {side.model}: {rates}."
     for count, what in (
         (each.rows_only_a, f"rows are of {each.a.model} only"),
         (each.rows_only_b, f"rows are of {each.b.model} only"),

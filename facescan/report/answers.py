@@ -134,7 +134,7 @@ def _ordinal(entry: Entry, topic: str) -> Table:
         ),
         (
             "quadratic kappa",
-            single(ordinal.quadratic_kappa, at / "quadratic_kappa", "decimal"),
+            interval(ordinal.quadratic_kappa, at / "quadratic_kappa", "decimal"),
         ),
     ]
     if ordinal.mae_years is not None:

@@ -24,7 +24,16 @@ from facescan.report.blocks import (
 from facescan.report.entries import Entry, Topic
 from facescan.report.scores_file import Cell as Group
 from facescan.report.scores_file import Equality, Gap, Grouping
-from facescan.report.summary import interval, place, refusal_note, span, title
+from facescan.report.summary import (
+    interval,
+    outcomes_of,
+    place,
+    rate_columns,
+    rates,
+    refusal_note,
+    span,
+    title,
+)
 
 
 def groups(topics: Sequence[Topic], several_places: bool) -> Section:
@@ -165,6 +174,13 @@ def _grouping(each: _Of) -> Iterable[Block]:
         _measures(each.grouping, each.at),
     )
     yield Folded(f"Tests and gaps: {each.about}", (tests,))
+    if compared := [
+        (cell, each.at / "cells" / number)
+        for number, cell in enumerate(each.grouping.cells)
+        if not cell.suppressed
+    ]:
+        yield Folded(f"Further figures of the groups: {each.about}", (_further(each, compared),))
+        yield Folded(f"Recall of each class by group: {each.about}", (_recalls(each, compared),))
 
 
 def _note(grouping: Grouping) -> Items:
@@ -180,7 +196,7 @@ def _table(each: _Of) -> Table:
         for interval in (cell.accuracy, cell.simultaneous)
         for value in (interval.value, interval.ci_low, interval.ci_high)
     )
-    shown = list(dict.fromkeys(name for cell in grouping.cells for name in cell.outcome_rates))
+    shown = outcomes_of(cell.outcome_rates for cell in grouping.cells)
     return Table(
         f"table-groups-{each.key}",
         f"Accuracy, {each.about}",
@@ -191,7 +207,7 @@ def _table(each: _Of) -> Table:
             Column("for all groups at once"),
             Column("n"),
             Column("answered"),
-            *(Column(f"{name.replace('_', ' ')} %") for name in shown),
+            *rate_columns(shown),
         ),
         tuple(
             _row(grouping, cell, each.at / "cells" / number, on, shown)
@@ -220,11 +236,92 @@ def _row(
         Cell((), span(low, high)),
         n,
         single(cell.n_answered, at / "n_answered", "count"),
-        *(
-            interval(cell.outcome_rates[name], at / "outcome_rates" / name)
-            if name in cell.outcome_rates
-            else Cell()
-            for name in shown
+        *rates(cell.outcome_rates, at / "outcome_rates", shown),
+    )
+
+
+_Compared = Sequence[tuple[Group, At]]
+"""Groups, and where each stands."""
+
+
+def _further(each: _Of, compared: _Compared) -> Table:
+    columns = ["of answered %", "balanced %", "macro F1 %"]
+    ordered = any(cell.ordinal for cell, _ in compared)
+    aged = any(cell.ordinal and cell.ordinal.mae_years for cell, _ in compared)
+    calibrated = any(cell.calibration for cell, _ in compared)
+    if ordered:
+        columns += ["right or one off %", "distance in classes", "quadratic kappa"]
+    if aged:
+        columns += ["distance in years"]
+    if calibrated:
+        columns += ["calibration error %", "Brier score"]
+    return Table(
+        f"table-further-{each.key}",
+        f"Further figures, {each.about}",
+        (Column(TIMES.join(each.grouping.by), numbers=False), *map(Column, columns)),
+        tuple(_further_row(cell, at, ordered, aged, calibrated) for cell, at in compared),
+    )
+
+
+def _further_row(
+    cell: Group, at: At, ordered: bool, aged: bool, calibrated: bool
+) -> tuple[Cell, ...]:
+    row = [
+        Cell((TIMES.join(cell.group),)),
+        interval(cell.accuracy_answered, at / "accuracy_answered"),
+        interval(cell.balanced_accuracy, at / "balanced_accuracy"),
+        interval(cell.macro_f1, at / "macro_f1"),
+    ]
+    order, where = cell.ordinal, at / "ordinal"
+    if ordered:
+        row += (
+            [Cell()] * 3
+            if order is None
+            else [
+                interval(order.off_by_one, where / "off_by_one"),
+                interval(order.mae_bins, where / "mae_bins", "decimal"),
+                interval(order.quadratic_kappa, where / "quadratic_kappa", "decimal"),
+            ]
+        )
+    if aged:
+        years = order and order.mae_years
+        row.append(interval(years, where / "mae_years", "years") if years else Cell())
+    if calibrated:
+        found, where = cell.calibration, at / "calibration"
+        row += (
+            [Cell()] * 2
+            if found is None
+            else [
+                single(found.ece, where / "ece", "percent"),
+                single(found.brier, where / "brier", "decimal"),
+            ]
+        )
+    return tuple(row)
+
+
+def _recalls(each: _Of, compared: _Compared) -> Table:
+    """Of classes that some group has rows of."""
+    labels = [
+        c.label
+        for position, c in enumerate(compared[0][0].classes)
+        if any(cell.classes[position].support for cell, _ in compared)
+    ]
+    return Table(
+        f"table-recalls-{each.key}",
+        f"Recall % of each class, its interval in metrics.json; {each.about}",
+        (Column(TIMES.join(each.grouping.by), numbers=False), *map(Column, labels)),
+        tuple(
+            (
+                Cell((TIMES.join(cell.group),)),
+                *(
+                    single(
+                        c.recall.value, at / "classes" / position / "recall" / "value", "percent"
+                    )
+                    for position, c in enumerate(cell.classes)
+                    if c.label in labels
+                ),
+            )
+            for cell, at in compared
         ),
     )
 

@@ -54,7 +54,7 @@ class Ordinal(_Part):
 
     off_by_one: Interval
     mae_bins: Interval
-    quadratic_kappa: float | None
+    quadratic_kappa: Interval
     mae_years: Interval | None = None
 
 
@@ -86,7 +86,13 @@ class Cell(_Part):
     suppressed: bool
     accuracy: Interval
     simultaneous: Interval
+    accuracy_answered: Interval
+    balanced_accuracy: Interval
+    macro_f1: Interval
     outcome_rates: dict[str, Interval] = Field(default_factory=dict)
+    classes: list[Class] = Field(default_factory=list)
+    ordinal: Ordinal | None = None
+    calibration: Calibration | None = None
 
 
 class Equality(_Part):
@@ -169,6 +175,7 @@ class Score(_Part):
     macro_f1: Interval
     intervals: Intervals | None = None
     outcomes: dict[str, int]
+    outcome_rates: dict[str, Interval] = Field(default_factory=dict)
     zero_support: list[str]
     classes: list[Class]
     confusion: Confusion

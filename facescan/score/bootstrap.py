@@ -8,7 +8,8 @@ Poisson frequencies", Computer Methods and Programs in Biomedicine 83 (2006), 57
 
 More than `UNITS` subjects are put together at random into as many units, which are drawn in their
 place: sums over random groups vary as the subjects do (K. M. Wolter, "Introduction to Variance
-Estimation", 2nd ed. 2007, ch. 2). So the work does not grow with the subjects.
+Estimation", 2nd ed. 2007, ch. 2). So the work does not grow with the subjects. Of 1,024 units a
+standard error is known to 1/sqrt(2 * 1024), 2 %, which is less than 2,000 resamples leave open.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from facescan.score.intervals import CONFIDENCE, Rate
 from facescan.score.views import Tally
 
 RESAMPLES = 2_000
-UNITS = 4_096
+UNITS = 1_024
 _SEED = 20_410
 _ROUNDING = 1e-12
 _NORMAL = NormalDist()
@@ -56,7 +57,10 @@ def resampled(tally: Tally) -> Floats:
     size = _size(tally)
     by_unit = np.bincount(unit * size + cells[tried], minlength=units * size).reshape(units, size)
     alone = found - by_unit.sum(axis=0)
-    drawn = _times(units) @ by_unit.astype(np.float64) + rng.poisson(alone, (RESAMPLES, size))
+    drawn = rng.poisson(alone, (RESAMPLES, size)).astype(np.float64)
+    # Of a group few cells may have rows.
+    used = np.flatnonzero(by_unit.any(axis=0))
+    drawn[:, used] += _times(units) @ by_unit[:, used].astype(np.float64)
     return drawn.reshape(RESAMPLES, *_shape(tally))
 
 

@@ -58,6 +58,8 @@ class Comparison:
         failed: rows that at least one of the two has no outcome of the model for.
         unseen: rows whose target is not in the view, or that have none.
         relabelled: rows whose targets differ between the two.
+        unanswered_a: of the rows that were compared, how many came to each outcome but `answered`
+            of `a`; likewise `unanswered_b`.
         difference: accuracy of `a` less that of `b`, a fraction.
         p: of the exact McNemar test, two-sided; 1 where nothing differs.
         p_holm: adjusted over `family`.
@@ -80,6 +82,8 @@ class Comparison:
     failed: int
     unseen: int
     relabelled: int
+    unanswered_a: dict[Outcome, int]
+    unanswered_b: dict[Outcome, int]
     difference: Rate
     p: float
     p_holm: float
@@ -104,6 +108,8 @@ class Comparison:
             "n": n,
             "accuracy_a": (self.both + self.a_only) / n,
             "accuracy_b": (self.both + self.b_only) / n,
+            "outcome_rates_a": {str(of): rows / n for of, rows in self.unanswered_a.items()},
+            "outcome_rates_b": {str(of): rows / n for of, rows in self.unanswered_b.items()},
             "difference": {
                 "value": difference.value,
                 "ci_low": difference.low,
@@ -222,11 +228,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """One meeting in one view: rows by the count of `Comparison` that they belong to."""
+    """One meeting in one view.
+
+    Attributes:
+        rows: by the count of `Comparison` that they belong to.
+        outcomes: of `a` and of `b`, on the rows that are compared.
+    """
 
     meeting: Meeting
     view: str
     rows: Counter[str]
+    outcomes: tuple[Counter[str], Counter[str]]
 
     @property
     def n(self) -> int:
@@ -268,12 +280,18 @@ def _comparison(counted: _Counted, p: float, p_holm: float, family: int) -> Comp
         failed=rows["failed"],
         unseen=rows["unseen"],
         relabelled=rows["relabelled"],
+        unanswered_a=_unanswered(counted.outcomes[0]),
+        unanswered_b=_unanswered(counted.outcomes[1]),
         difference=difference(a_only, b_only, counted.n),
         p=p,
         p_holm=p_holm,
         family=family,
         smallest_detectable=smallest_detectable(a_only + b_only, counted.n),
     )
+
+
+def _unanswered(outcomes: Counter[str]) -> dict[Outcome, int]:
+    return {of: outcomes[of] for of in Outcome if outcomes[of] and of is not Outcome.ANSWERED}
 
 
 def _place(counted: _Counted) -> tuple[Any, ...]:
@@ -295,10 +313,14 @@ def _in_views(
         seen_b = attribute.view(meeting.b.asked_label_set, label_set.name)
         if seen_a is None or seen_b is None:
             continue
-        counted = _Counted(meeting, label_set.name, Counter())
+        counted = _Counted(meeting, label_set.name, Counter(), (Counter(), Counter()))
         for a, b, n in meeting.pairs:
             targets = (_target(answer, attribute, label_set.name) for answer in (a, b))
-            counted.rows[_kind((a, seen_a), (b, seen_b), *targets)] += n
+            kind = _kind((a, seen_a), (b, seen_b), *targets)
+            counted.rows[kind] += n
+            if kind in _COMPARED:
+                for outcomes, answer in zip(counted.outcomes, (a, b), strict=True):
+                    outcomes[answer.outcome] += n
         if counted.n:
             yield counted
 

@@ -87,6 +87,7 @@ class Grouped:
 
     Attributes:
         groups: the values of each group, sorted; empty where there were more than `MOST_GROUPS`.
+        probability: as in `Counts`, of these rows; likewise `squares`.
         rows: the group of each row of `Subjects`; -1 where a row is in none.
     """
 
@@ -95,6 +96,8 @@ class Grouped:
     part: Ints
     cell: Ints
     n: Ints
+    probability: tuple[int, ...]
+    squares: tuple[int, ...]
     rows: npt.NDArray[np.int16] | None
     given_up: bool = False
 
@@ -222,12 +225,20 @@ def _count(folder: Storage, name: str, counter: "Counter") -> None:
 
 @dataclass(slots=True)
 class _Groups:
-    """The groups of one grouping found so far; `keys` and `n` are what was counted, in pieces."""
+    """The groups of one grouping found so far, and what was counted, in pieces.
+
+    Attributes:
+        keys: numbers of cell and group together.
+        sums: for each key its rows, and the sums of probabilities and of their squares, either in
+            two: by themselves they would pass what 64 bits hold at 8 million rows.
+        more: how many keys there are in pieces that were not yet summed.
+    """
 
     grouping: Grouping
     ids: dict[tuple[str, ...], int] = field(default_factory=dict)
     keys: list[Ints] = field(default_factory=list)
-    n: list[Ints] = field(default_factory=list)
+    sums: list[Ints] = field(default_factory=list)
+    more: int = 0
     given_up: bool = False
 
     def identify(self, groups: Sequence[tuple[str, ...]]) -> Ints | None:
@@ -239,19 +250,30 @@ class _Groups:
                 return np.array(found, np.int64)
         self.ids.clear()
         self.keys.clear()
-        self.n.clear()
+        self.sums.clear()
         return None
 
-    def add(self, cells: Ints, groups: Ints, n: Ints) -> None:
+    def add(self, cells: Ints, groups: Ints, sums: Sequence[Ints]) -> None:
+        n, *large = sums
+        halves = [half for each in large for half in np.divmod(each, _HALF)]
         self.keys.append(cells * _GROUP_RADIX + groups)
-        self.n.append(n)
-        if len(self.keys) >= _PIECES:
-            keys, n = _summed(np.concatenate(self.keys), np.concatenate(self.n))
-            self.keys, self.n = [keys], [n]
+        self.sums.append(np.stack([n, *halves], axis=1))
+        self.more += len(groups)
+        if self.more >= _KEYS_AT_ONCE + len(self.keys[0]):
+            keys, together = self.summed()
+            self.keys, self.sums, self.more = [keys], [together], 0
+
+    def summed(self) -> tuple[Ints, Ints]:
+        """Each key once, and its sums."""
+        if not self.keys:
+            return np.zeros(0, np.int64), np.zeros((0, _SUMS), np.int64)
+        return _summed(np.concatenate(self.keys), np.concatenate(self.sums))
 
 
 _GROUP_RADIX = 1 << 10
-_PIECES = 256
+_KEYS_AT_ONCE = 1 << 18
+_HALF = 1 << 32
+_SUMS = 5
 
 
 @dataclass(slots=True)
@@ -306,7 +328,9 @@ class Counter:
         groups = self._group_columns(batch)
         with self._lock:
             cells = self._add_cells(found, np.stack(sums, axis=1).tolist())
-            rows = [self._add_groups(each, groups, local, cells) for each in self._groups]
+            rows = [
+                self._add_groups(each, groups, local, cells, probability) for each in self._groups
+            ]
             if subjects is not None:
                 self._add_rows(subjects, [c for c, _ in found], local, cells, rows)
 
@@ -357,7 +381,12 @@ class Counter:
         return np.array(cells, np.int64)
 
     def _add_groups(
-        self, groups: _Groups, columns: Mapping[str, Coded], local: Ints, cells: Ints
+        self,
+        groups: _Groups,
+        columns: Mapping[str, Coded],
+        local: Ints,
+        cells: Ints,
+        probability: Floats,
     ) -> npt.NDArray[np.int16]:
         """Count the rows by group and cell; returns the group of each row, -1 for none."""
         size = len(local)
@@ -372,7 +401,10 @@ class Counter:
         numbers = groups.identify(names)
         if numbers is None:
             return nowhere
-        groups.add(cells[by_cell.codes[first]], numbers, np.bincount(together))
+        sums = [np.bincount(together)] + [
+            _exact_sums(together, each[rows], len(first)) for each in (probability, probability**2)
+        ]
+        groups.add(cells[by_cell.codes[first]], numbers, sums)
         nowhere[rows] = numbers[together]
         return nowhere
 
@@ -447,7 +479,7 @@ class _Settled:
     place: Ints
     cell: Ints
     part: Ints
-    n: Ints
+    sums: Ints
 
     @classmethod
     def of(cls, groups: _Groups) -> "_Settled":
@@ -456,10 +488,9 @@ class _Settled:
         place = np.full(len(names) + 1, -1)
         for new, name in enumerate(names):
             place[groups.ids[name]] = new
-        none = [np.zeros(0, np.int64)]
-        keys, n = _summed(np.concatenate(groups.keys or none), np.concatenate(groups.n or none))
+        keys, sums = groups.summed()
         cell, part = np.divmod(keys, _GROUP_RADIX)
-        return cls(groups, tuple(names), place, cell, place[part], n)
+        return cls(groups, tuple(names), place, cell, place[part], sums)
 
     def within(self, place: Ints, rows: npt.NDArray[np.int16] | None) -> Grouped:
         """The part that is about the cells of one combination; `place` has them, -1 for others."""
@@ -472,12 +503,20 @@ class _Settled:
         if rows is not None:
             rows = np.full(len(rows), -1, np.int16) if self.groups.given_up else rows
             rows = new[self.place[rows]].astype(np.int16)
+        sums = self.sums[here][order]
+        # As Python's numbers, which have no largest.
+        probability, squares = (
+            tuple(high * _HALF + low for high, low in sums[:, columns].tolist())
+            for columns in ([1, 2], [3, 4])
+        )
         return Grouped(
             grouping=self.groups.grouping,
             groups=tuple(self.names[each] for each in used),
             part=renumbered,
             cell=cell[order],
-            n=self.n[here][order],
+            n=sums[:, 0],
+            probability=probability,
+            squares=squares,
             rows=rows,
             given_up=self.groups.given_up,
         )
@@ -532,11 +571,12 @@ def _exact_sums(local: Ints, values: Floats, size: int) -> Ints:
     return sums
 
 
-def _summed(keys: Ints, n: Ints) -> tuple[Ints, Ints]:
-    distinct, place = np.unique(keys, return_inverse=True)
-    sums = np.zeros(len(distinct), np.int64)
-    np.add.at(sums, place, n)
-    return distinct, sums
+def _summed(keys: Ints, parts: Ints) -> tuple[Ints, Ints]:
+    """Each key once, with the sums of its rows of `parts`."""
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    return keys[starts], np.add.reduceat(parts[order], starts)
 
 
 def _ranks(subjects: Mapping[str, int]) -> npt.NDArray[np.int32]:

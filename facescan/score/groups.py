@@ -20,14 +20,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from facescan.score import classes, equal_rates
+from facescan.score import equal_rates, figures
 from facescan.score.coding import Floats, Ints
 from facescan.score.compare import holm
 from facescan.score.counts import MOST_GROUPS, Grouped
 from facescan.score.equal_rates import EqualRate
+from facescan.score.figures import Figures
 from facescan.score.groupings import GIVEN, LABELS, PREDICTED, TOGETHER
 from facescan.score.intervals import CONFIDENCE, UNKNOWN, Rate
-from facescan.score.ordinal import distances, near, quadratic_kappas
+from facescan.score.parts import parts
 from facescan.score.subjects import Division, Mask, by_group
 from facescan.score.views import SCORED_OUTCOMES, Tally
 from facescan.types import Outcome
@@ -58,15 +59,6 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupOrdinal:
-    """What `ordinal.Ordinal` says, of one group."""
-
-    off_by_one: float | None
-    mae_bins: float | None
-    quadratic_kappa: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Group:
     """One group; of a suppressed one only its size is known.
 
@@ -74,6 +66,7 @@ class Group:
         name: a value for each column.
         n: rows that accuracy divides by; where no row has a target, all rows of the model.
         subjects: None where they are not known.
+        figures: all that is said of the whole, of the group's rows; None where it is suppressed.
         simultaneous: accuracy, with an interval that holds for all groups together.
         outcomes: the rate of every outcome but `answered` that some group has.
         selection: by label, the share of rows that was answered so.
@@ -85,14 +78,15 @@ class Group:
     subjects: int | None
     suppressed: bool
     few: bool
-    accuracy: Rate = UNKNOWN
+    figures: Figures | None = None
     simultaneous: Rate = UNKNOWN
-    accuracy_answered: Rate = UNKNOWN
-    balanced_accuracy: float | None = None
-    macro_f1: float | None = None
-    ordinal: GroupOrdinal | None = None
     outcomes: tuple[tuple[Outcome, Rate], ...] = ()
     selection: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def accuracy(self) -> Rate:
+        """Nothing is known of a suppressed group's."""
+        return UNKNOWN if self.figures is None else self.figures.accuracy
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,17 +241,16 @@ class _Compared:
         is_answered = tried & tally.of({Outcome.ANSWERED})
         answered = rows.totals(is_answered).astype(np.int64)
         together = CONFIDENCE ** (1 / max(len(self.among), 1))
-        accuracy = simultaneous = of_answered = (UNKNOWN,) * rows.parts
+        simultaneous = (UNKNOWN,) * rows.parts
         if self.labelled:
-            accuracy, simultaneous = rows.at_confidences(
-                tally.correct, tried, [CONFIDENCE, together]
-            )
-            of_answered = rows.proportions(tally.correct, is_answered)
+            (simultaneous,) = rows.at_confidences(tally.correct, tried, [together])
         outcomes = [
             (outcome, rows.proportions(tried & tally.of({outcome}), tried))
             for outcome in self.outcomes()
         ]
-        by_matrix = self._by_matrix()
+        within = map(figures.of, parts(tally, self.grouped, self.among.tolist()))
+        of_each = dict(zip(self.among.tolist(), within, strict=True))
+        selection = self._selection()
         found = []
         for part in listed.tolist():
             group = Group(
@@ -265,21 +258,16 @@ class _Compared:
                 n=int(self.sizes[part]),
                 n_answered=int(answered[part]),
                 subjects=None if clusters is None else int(clusters[part]),
-                suppressed=part not in self.among,
+                suppressed=part not in of_each,
                 few=int(self.sizes[part]) < FEW,
             )
             if not group.suppressed:
-                balanced, macro, ordinal, selection = by_matrix[part]
                 group = replace(
                     group,
-                    accuracy=accuracy[part],
+                    figures=of_each[part],
                     simultaneous=simultaneous[part],
-                    accuracy_answered=of_answered[part],
-                    balanced_accuracy=balanced,
-                    macro_f1=macro,
-                    ordinal=ordinal,
                     outcomes=tuple((outcome, rates[part]) for outcome, rates in outcomes),
-                    selection=selection,
+                    selection=tuple(zip(tally.labels.labels, selection[part], strict=True)),
                 )
             found.append(group)
         return tuple(found)
@@ -332,28 +320,12 @@ class _Compared:
         counted = np.bincount(where, weights, self.rows.parts * width)
         return counted.astype(np.float64).reshape(self.rows.parts, size, size + 1)
 
-    def _by_matrix(
-        self,
-    ) -> list[
-        tuple[float | None, float | None, GroupOrdinal | None, tuple[tuple[str, float], ...]]
-    ]:
-        matrices, number = self._matrices(), classes.number
-        balanced, macro = classes.balanced_accuracy(matrices), classes.macro_f1(matrices)
-        ordinal: list[GroupOrdinal | None] = [None] * len(matrices)
-        if self.tally.labels.ordinal:
-            figures = near(matrices), distances(matrices), quadratic_kappas(matrices)
-            ordinal = [GroupOrdinal(*map(number, each)) for each in zip(*figures, strict=True)]
-        labels, chosen = self.tally.labels.labels, matrices[..., :-1].sum(axis=1)
+    def _selection(self) -> list[list[float]]:
+        """By group, how often each label is answered."""
+        matrices = self._matrices()
         total = np.maximum(matrices.sum(axis=(1, 2)), 1)
-        return [
-            (
-                number(balanced[part]),
-                number(macro[part]),
-                ordinal[part],
-                tuple(zip(labels, (chosen[part] / total[part]).tolist(), strict=True)),
-            )
-            for part in range(len(matrices))
-        ]
+        chosen: list[list[float]] = (matrices[..., :-1].sum(axis=1) / total[:, None]).tolist()
+        return chosen
 
     def _test(self, hits: Mask, spread: bool = False) -> tuple[EqualRate, Floats]:
         """Whether the groups have one rate of `hits`; the draws of `equal_rates.compare`."""

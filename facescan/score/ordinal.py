@@ -6,6 +6,7 @@ from math import inf
 import numpy as np
 
 from facescan.attributes import LabelSet
+from facescan.score import bootstrap
 from facescan.score.coding import Floats
 from facescan.score.counts import YEARS_UNIT
 from facescan.score.intervals import UNKNOWN, Rate
@@ -29,17 +30,18 @@ class Ordinal:
 
     off_by_one: Rate
     mae_bins: Rate
-    quadratic_kappa: float | None
+    quadratic_kappa: Rate
     mae_years: Rate | None
 
 
-def ordinal(tally: Tally, rows: Division, confusion: Floats) -> Ordinal | None:
+def ordinal(tally: Tally, rows: Division, confusion: Floats, resampled: Floats) -> Ordinal | None:
     """None where the labels have no order.
 
     Args:
         tally: what is scored.
         rows: all of its rows, in one part.
         confusion: targets by labels; a last column, for no label, is not looked at.
+        resampled: many such matrices, by chance in the choice of rows.
     """
     if not tally.labels.ordinal:
         return None
@@ -47,9 +49,12 @@ def ordinal(tally: Tally, rows: Division, confusion: Floats) -> Ordinal | None:
     distance = np.where(placed, np.abs(tally.label - tally.target), 0)
     (near,) = rows.proportions(placed & (distance <= 1), tally.tried)
     (bins,) = rows.means(distance.astype(np.float64), placed)
-    (kappa,) = quadratic_kappas(confusion[None]).tolist()
-    years = _years(tally, rows)
-    return Ordinal(near, bins, kappa if np.isfinite(kappa) else None, years)
+    kappa = float(quadratic_kappas(confusion))
+    (clusters,) = rows.clusters(placed).tolist()
+    found = bootstrap.interval(
+        kappa if np.isfinite(kappa) else None, quadratic_kappas(resampled), clusters, ()
+    )
+    return Ordinal(near, bins, found, _years(tally, rows))
 
 
 def quadratic_kappas(confusions: Floats) -> Floats:
@@ -63,24 +68,6 @@ def quadratic_kappas(confusions: Floats) -> Floats:
     chance = np.einsum("...i,ij,...j->...", by_target, weights, by_label)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(1 - seen * total / chance)
-
-
-def distances(confusions: Floats) -> Floats:
-    """Mean distance in labels, of matrices (..., targets, labels); NaN without an answer."""
-    size = confusions.shape[-2]
-    answered = confusions[..., :size]
-    apart = np.abs(np.subtract.outer(np.arange(size), np.arange(size)))
-    with np.errstate(invalid="ignore"):
-        return np.asarray((answered * apart).sum(axis=(-2, -1)) / answered.sum(axis=(-2, -1)))
-
-
-def near(confusions: Floats) -> Floats:
-    """The share at most one label off, of matrices (..., targets, labels + 1)."""
-    size = confusions.shape[-2]
-    apart = np.abs(np.subtract.outer(np.arange(size), np.arange(size)))
-    hits = (confusions[..., :size] * (apart <= 1)).sum(axis=(-2, -1))
-    with np.errstate(invalid="ignore"):
-        return np.asarray(hits / confusions.sum(axis=(-2, -1)))
 
 
 def middles(labels: LabelSet) -> dict[str, float]:

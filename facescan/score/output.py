@@ -10,19 +10,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from facescan.score.calibration import Calibration
+from facescan.score.calibration import Bin, Calibration
 from facescan.score.compare import Comparison
 from facescan.score.equal_rates import EqualRate
+from facescan.score.figures import ClassScore, Figures
 from facescan.score.groupings import TOGETHER
 from facescan.score.groups import Group, Groups, Spread
-from facescan.score.intervals import Rate
+from facescan.score.intervals import UNKNOWN, Rate
 from facescan.score.metrics import Score
 from facescan.score.ordinal import Ordinal
 from facescan.score.views import SCORED_OUTCOMES, Key
 from facescan.storage import Storage
 from facescan.types import Outcome
 
-VERSION = 2
+VERSION = 3
 """Of both files; raised when a key, a column or a definition changes its meaning."""
 
 PARQUET = "metrics.parquet"
@@ -56,11 +57,11 @@ def write(
     Raises:
         OSError: they cannot be written.
     """
-    table = pa.Table.from_pylist(
-        [row for score in scores for row in _rows(score)], schema=METRICS_SCHEMA
-    )
     parquet = io.BytesIO()
-    pq.write_table(table, parquet, compression="zstd")
+    with pq.ParquetWriter(parquet, METRICS_SCHEMA, compression="zstd") as writer:
+        for score in scores:
+            rows = list(_rows(score))
+            writer.write_table(pa.Table.from_pylist(rows, schema=METRICS_SCHEMA))
     folder.write(PARQUET, parquet.getvalue())
     document = {
         "version": VERSION,
@@ -90,25 +91,18 @@ def _rows(score: Score) -> Iterator[dict[str, Any]]:
 
 def _slices(score: Score) -> Iterator[tuple[str, str, int, int, _Figures]]:
     """(slice, group, model outcomes and answered rows in it, its figures)."""
-    overall = [*_headline(score), *_more(score), *_outcomes(score.outcomes)]
+    rates = _rates(score.outcome_rates.items())
+    overall = [*_headline(score), *_more(score), *_outcomes(score.outcomes), *rates]
     yield "all", "", score.n, score.n_answered, overall
     for c in score.classes:
-        figures = [
-            ("support", _plain(c.support)),
-            ("n_predicted", _plain(c.predicted)),
-            ("precision", c.precision),
-            ("recall", c.recall),
-            ("f1", c.f1),
-        ]
-        yield "class", c.label, c.support, c.answered, figures
+        yield "class", c.label, c.support, c.answered, _of_class(c)
     confusion = _confusion(score)
     for c in score.classes:
         for column, count in confusion[c.label].items():
             cell = [("confusion", _plain(count))]
             yield f"target:{c.label}", column, c.support, c.answered, cell
     for each in score.calibration.bins if score.calibration else ():
-        figures = [("confidence", _plain(each.confidence)), ("accuracy", each.accuracy)]
-        yield "calibration", f"{each.low:.1f}-{each.high:.1f}", each.n, each.n, figures
+        yield "calibration", f"{each.low:.1f}-{each.high:.1f}", each.n, each.n, _of_bin(each)
     if score.n_unlabelled:
         n = sum(score.unlabelled[o] for o in SCORED_OUTCOMES)
         answered = score.unlabelled[Outcome.ANSWERED]
@@ -147,22 +141,47 @@ def _across(groups: Groups) -> _Figures:
 
 
 def _of_group(group: Group) -> _Figures:
-    if group.suppressed:
+    """What is said of the whole, a class or a bin behind a colon; one slice is enough."""
+    found = group.figures
+    if found is None:
         return [("suppressed", _plain(1))]
     figures = [
-        ("accuracy", group.accuracy),
+        *_headline(found),
         ("accuracy_simultaneous", group.simultaneous),
-        ("accuracy_answered", group.accuracy_answered),
-        ("balanced_accuracy", _plain(group.balanced_accuracy)),
-        ("macro_f1", _plain(group.macro_f1)),
+        *_more(found),
+        *_outcomes(found.outcomes),
+        *_rates(group.outcomes),
+        *((f"selection_rate:{label}", _plain(share)) for label, share in group.selection),
     ]
-    if group.ordinal is not None:
-        figures += [(name, _plain(value)) for name, value in asdict(group.ordinal).items()]
-    figures += [(f"rate_{outcome}", rate) for outcome, rate in group.outcomes]
-    return [*figures, *((f"selection_rate:{label}", _plain(v)) for label, v in group.selection)]
+    for c in found.classes:
+        figures += [(f"{metric}:{c.label}", rate) for metric, rate in _of_class(c)]
+    for target, columns in _confusion(found).items():
+        figures += [(f"confusion:{target}/{name}", _plain(n)) for name, n in columns.items()]
+    for each in found.calibration.bins if found.calibration else ():
+        bin_ = f"{each.low:.1f}-{each.high:.1f}"
+        figures += [(f"calibration_{metric}:{bin_}", rate) for metric, rate in _of_bin(each)]
+    return figures
 
 
-def _headline(score: Score) -> _Figures:
+def _of_class(c: ClassScore) -> list[tuple[str, Rate]]:
+    return [
+        ("support", _plain(c.support)),
+        ("n_predicted", _plain(c.predicted)),
+        ("precision", c.precision),
+        ("recall", c.recall),
+        ("f1", c.f1),
+    ]
+
+
+def _of_bin(each: Bin) -> list[tuple[str, Rate]]:
+    return [
+        ("n", _plain(each.n)),
+        ("confidence", _plain(each.confidence)),
+        ("accuracy", each.accuracy),
+    ]
+
+
+def _headline(score: Figures) -> _Figures:
     return [
         ("n", _plain(score.n)),
         ("n_answered", _plain(score.n_answered)),
@@ -184,11 +203,11 @@ _INTERVALS = ("accuracy", "accuracy_answered", "balanced_accuracy", "macro_f1")
 """The headline figures that have one."""
 
 
-def _more(score: Score) -> Iterator[tuple[str, Rate]]:
+def _more(score: Figures) -> Iterator[tuple[str, Rate]]:
     if score.ordinal is not None:
         yield "off_by_one", score.ordinal.off_by_one
         yield "mae_bins", score.ordinal.mae_bins
-        yield "quadratic_kappa", _plain(score.ordinal.quadratic_kappa)
+        yield "quadratic_kappa", score.ordinal.quadratic_kappa
         if score.ordinal.mae_years is not None:
             yield "mae_years", score.ordinal.mae_years
     if score.calibration is not None:
@@ -198,6 +217,10 @@ def _more(score: Score) -> Iterator[tuple[str, Rate]]:
 
 def _outcomes(outcomes: dict[Outcome, int]) -> _Figures:
     return [(f"outcome_{outcome}", _plain(n)) for outcome, n in outcomes.items()]
+
+
+def _rates(outcomes: Iterable[tuple[Outcome, Rate]]) -> _Figures:
+    return [(f"rate_{outcome}", rate) for outcome, rate in outcomes]
 
 
 def _plain(value: float | None) -> Rate:
@@ -211,20 +234,20 @@ def _column(outcome: Outcome, label: str | None) -> str:
     return "outside_view" if outcome is Outcome.ANSWERED else f"outcome:{outcome}"
 
 
-def _columns(score: Score) -> list[str]:
+def _columns(score: Figures) -> list[str]:
     others = [_column(outcome, None) for outcome in Outcome if outcome is not Outcome.SPURIOUS]
-    return [_column(Outcome.ANSWERED, label) for label in score.tally.labels.labels] + others
+    return [_column(Outcome.ANSWERED, label) for label in score.labels.labels] + others
 
 
-def _confusion(score: Score) -> dict[str, dict[str, int]]:
+def _confusion(score: Figures) -> dict[str, dict[str, int]]:
     """Rows by target, then by column, without empty cells, in the order of labels and outcomes."""
     cells: Counter[tuple[str | None, str]] = Counter()
-    for (target, outcome, label), n in score.tally.met(score.tally.scored).items():
+    for (target, outcome, label), n in score.met.items():
         cells[target, _column(outcome, label)] += n
     columns = _columns(score)
     return {
         target: {column: cells[target, column] for column in columns if cells[target, column]}
-        for target in score.tally.labels.labels
+        for target in score.labels.labels
     }
 
 
@@ -242,9 +265,8 @@ def _entry(score: Score) -> dict[str, Any]:
         metric: _interval(rate) if metric in _INTERVALS else rate.value
         for metric, rate in _headline(score)
     }
-    columns = _columns(score)
+    columns, labels = _columns(score), score.labels.labels
     confusion = _confusion(score)
-    labels = score.tally.labels.labels
     return {
         **asdict(score.key),
         "complete": score.complete,
@@ -255,18 +277,9 @@ def _entry(score: Score) -> dict[str, Any]:
             "remark": remark(score),
         },
         "outcomes": {str(outcome): n for outcome, n in score.outcomes.items()},
+        "outcome_rates": _outcome_rates(score.outcome_rates.items()),
         "zero_support": list(score.zero_support),
-        "classes": [
-            {
-                "label": c.label,
-                "support": c.support,
-                "n_predicted": c.predicted,
-                "precision": _interval(c.precision),
-                "recall": _interval(c.recall),
-                "f1": _interval(c.f1),
-            }
-            for c in score.classes
-        ],
+        "classes": [_class(c) for c in score.classes],
         "confusion": {
             "targets": list(labels),
             "columns": columns,
@@ -280,6 +293,21 @@ def _entry(score: Score) -> dict[str, Any]:
             "answers": _unlabelled(score),
         },
     }
+
+
+def _class(c: ClassScore) -> dict[str, Any]:
+    return {
+        "label": c.label,
+        "support": c.support,
+        "n_predicted": c.predicted,
+        "precision": _interval(c.precision),
+        "recall": _interval(c.recall),
+        "f1": _interval(c.f1),
+    }
+
+
+def _outcome_rates(rates: Iterable[tuple[Outcome, Rate]]) -> dict[str, Any]:
+    return {str(outcome): _interval(rate) for outcome, rate in rates}
 
 
 def remark(score: Score) -> str:
@@ -303,7 +331,7 @@ def _ordinal(ordinal: Ordinal) -> dict[str, Any]:
     return {
         "off_by_one": _interval(ordinal.off_by_one),
         "mae_bins": _interval(ordinal.mae_bins),
-        "quadratic_kappa": ordinal.quadratic_kappa,
+        "quadratic_kappa": _interval(ordinal.quadratic_kappa),
         "mae_years": ordinal.mae_years and _interval(ordinal.mae_years),
     }
 
@@ -348,6 +376,7 @@ def _groups(groups: Groups) -> dict[str, Any]:
 
 
 def _cell(group: Group) -> dict[str, Any]:
+    found = group.figures
     return {
         "group": list(group.name),
         "n": group.n,
@@ -357,12 +386,15 @@ def _cell(group: Group) -> dict[str, Any]:
         "few": group.few,
         "accuracy": _interval(group.accuracy),
         "simultaneous": _interval(group.simultaneous),
-        "accuracy_answered": _interval(group.accuracy_answered),
-        "balanced_accuracy": group.balanced_accuracy,
-        "macro_f1": group.macro_f1,
-        "ordinal": group.ordinal and asdict(group.ordinal),
-        "outcome_rates": {str(outcome): _interval(rate) for outcome, rate in group.outcomes},
+        "accuracy_answered": _interval(found.accuracy_answered if found else UNKNOWN),
+        "balanced_accuracy": _interval(found.balanced_accuracy if found else UNKNOWN),
+        "macro_f1": _interval(found.macro_f1 if found else UNKNOWN),
+        "outcome_rates": _outcome_rates(group.outcomes),
         "selection_rates": dict(group.selection),
+        "classes": [_class(c) for c in found.classes] if found else [],
+        "confusion": _confusion(found) if found else {},
+        "ordinal": _ordinal(found.ordinal) if found and found.ordinal else None,
+        "calibration": _calibration(found.calibration) if found and found.calibration else None,
     }
 
 

@@ -17,7 +17,7 @@ _HEADER = (
     "view",
     "n",
     "answered",
-    "no\nanswer",
+    "no\nanswer %",
     "accuracy\n%",
     "of answered\n%",
     "macro\nF1 %",
@@ -50,7 +50,11 @@ def show(scores: Sequence[Score], console: Console) -> None:
             name = names[_asked(score)].replace("\n", " ")
             for said in _remarks(score):
                 _line(console, f"{name}: {said}" if name else said)
-        for line in (*_intervals(together), *_by_group(together, names)):
+        for line in (
+            *_without_answer(together, names),
+            *_intervals(together),
+            *_by_group(together, names),
+        ):
             _line(console, line)
         _line(console, "")
 
@@ -135,7 +139,7 @@ def _cells(score: Score) -> tuple[str, ...]:
         f"{_name(score)}{'' if score.complete else '*'}",
         f"{score.n:,}",
         f"{score.n_answered:,}",
-        f"{score.n - score.n_answered:,}",
+        _percent((score.n - score.n_answered) / score.n if score.n else None),
         _interval(score.accuracy),
         _interval(score.accuracy_answered),
         _percent(score.macro_f1.value),
@@ -180,6 +184,23 @@ def _remarks(score: Score) -> Iterator[str]:
         yield f"{name}: {score.n_spurious:,} persons listed who are not there, not in n."
 
 
+def _without_answer(scores: Sequence[Score], names: Mapping[_Asked, str]) -> Iterator[str]:
+    """What came instead of answers, one line each; of one view, as it is the same in others."""
+    for score in _in_one_view(scores):
+        if score.outcome_rates:
+            rates = ", ".join(
+                f"{outcome} {_interval(rate)} %".replace("\n", " ")
+                for outcome, rate in score.outcome_rates.items()
+            )
+            yield f"{_of(score, names)}: no answer: {rates}."
+
+
+def _of(score: Score, names: Mapping[_Asked, str]) -> str:
+    """Whose score it is, where there are several, and in what."""
+    name = names[_asked(score)].replace("\n", " ")
+    return f"{name}: {_row_name(score)}" if name else _row_name(score)
+
+
 def _intervals(scores: Sequence[Score]) -> Iterator[str]:
     """How far the intervals hold."""
     for said in sorted({remark(score) for score in scores if score.n}):
@@ -193,8 +214,7 @@ def _by_group(scores: Sequence[Score], names: Mapping[_Asked, str]) -> Iterator[
     """
     tested = compared = 0
     for score in _in_one_view(scores):
-        name = names[_asked(score)].replace("\n", " ")
-        where = f"{name}: {_row_name(score)}" if name else _row_name(score)
+        where = _of(score, names)
         for groups in score.groups:
             yield from (f"{where}: {finding}" for finding in groups.findings())
             tests = [test for _, test in groups.tests]

@@ -54,6 +54,21 @@ def test_the_models_of_a_run_are_compared_and_written_beside_its_scores(tmp_path
     assert text(console).rstrip().endswith(f"{run}/scores/{FILE}")
 
 
+def test_what_came_instead_of_answers_stands_beside_the_accuracies(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", "seer", "poet")
+    refusals = [
+        failed("refused", "White", image_id=str(image), model="poet", **SETS) for image in (10, 11)
+    ]
+    answers = [row("White", "White", image_id=str(i), model="seer", **SETS) for i in (10, 11)]
+    write(run / "predictions" / "1.parquet", [*refusals, *answers])
+    console = quiet()
+    compare_runs([str(run)], console, views=["race-7"])
+    lines = text(console).splitlines()
+    line = next(line for line in lines if line.startswith("race-7"))
+    assert line.split()[4:9] == ["8.3", "83.3", "16.7", "/", "0.0"]
+    assert "poet and seer, race-7: no answer of poet: refused 16.7 %." in lines
+
+
 def test_runs_are_told_apart_and_what_only_one_has_is_said(tmp_path: Path) -> None:
     before = run_of(tmp_path / "before", "seer")
     after = run_of(tmp_path / "after", "seer", right=3, first=2)

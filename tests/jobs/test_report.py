@@ -199,9 +199,9 @@ def test_a_run_without_scores_is_told_how_to_get_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"version": 1, "scores": []}', r"metrics.json: version 1, expected 2; `facescan score`"),
+        ('{"version": 1, "scores": []}', r"metrics.json: version 1, expected 3; `facescan score`"),
         ("{", r"metrics.json: damaged"),
-        ('{"version": 2, "note": "", "scores": [{}]}', r"damaged: scores.0.model"),
+        ('{"version": 3, "note": "", "scores": [{}]}', r"damaged: scores.0.model"),
     ],
 )
 def test_scores_that_cannot_be_read_are_named(tmp_path: Path, content: str, message: str) -> None:

@@ -103,22 +103,43 @@ def score(
             "answered": answered,
             **{str(o): sum(row[columns.index(f"outcome:{o}")] for row in counts) for o in outcomes},
         },
+        "outcome_rates": {
+            name: interval(n, rows)
+            for name in ("refused", "unparsed")
+            if (n := sum(row[columns.index(f"outcome:{name}")] for row in counts))
+        },
         "zero_support": [],
         "classes": [_class(labels, counts, position) for position in range(len(labels))],
         "confusion": {"targets": list(labels), "columns": columns, "counts": counts},
         "ordinal": None,
         "calibration": _calibration(draw) if calibrated else None,
-        "groups": [_grouping(draw, by, skill) for by in groups],
+        "groups": [_grouping(draw, by, skill, attribute, calibrated) for by in groups],
         "unlabelled": {"outcomes": dict.fromkeys(map(str, Outcome), 0), "answers": {}},
     }
     if attribute == "age":
-        found["ordinal"] = {
-            "off_by_one": interval(rows - rows // 20, rows),
-            "mae_bins": around(0.31, 0.02),
-            "quadratic_kappa": 0.912,
-            "mae_years": around(3.4, 0.2),
-        }
+        found["ordinal"] = _ordinal(rows)
     return found
+
+
+def _ordinal(rows: int) -> Json:
+    return {
+        "off_by_one": interval(rows - rows // 20, rows),
+        "mae_bins": around(0.31, 0.02),
+        "quadratic_kappa": around(0.912, 0.01),
+        "mae_years": around(3.4, 0.2),
+    }
+
+
+def _of_group(label: str, hits: int, n: int) -> Json:
+    """A class of which the group has a third of its rows."""
+    return {
+        "label": label,
+        "support": n // 3,
+        "n_predicted": n // 3,
+        "precision": interval(hits // 3, n // 3),
+        "recall": interval(hits // 3, n // 3),
+        "f1": around(hits / n, 0.05),
+    }
 
 
 def _class(labels: Sequence[str], counts: Sequence[Sequence[int]], position: int) -> Json:
@@ -155,8 +176,11 @@ def _calibration(draw: random.Random) -> Json:
 GROUPS = {"gender": GENDERS, "race": RACES, "age": AGES}
 
 
-def _grouping(draw: random.Random, by: tuple[str, ...], skill: float) -> Json:
+def _grouping(
+    draw: random.Random, by: tuple[str, ...], skill: float, attribute: str, calibrated: bool
+) -> Json:
     cells: list[Json] = []
+    labels, ordered = LABELS[attribute][1], attribute == "age"
     for number, group in enumerate(product(*(GROUPS[name] for name in by))):
         n = 12 if number == 3 else draw.randrange(60, 600)
         hits = round(n * (skill - (0.2 if number == 5 else draw.random() * 0.05)))
@@ -178,11 +202,14 @@ def _grouping(draw: random.Random, by: tuple[str, ...], skill: float) -> Json:
                 "accuracy": accuracy,
                 "simultaneous": wide,
                 "accuracy_answered": accuracy,
-                "balanced_accuracy": None,
-                "macro_f1": None,
-                "ordinal": None,
+                "balanced_accuracy": nothing if suppressed else around(hits / n, 0.02),
+                "macro_f1": nothing if suppressed else around(hits / n - 0.01, 0.02),
                 "outcome_rates": {} if suppressed else {"refused": interval(2, n)},
                 "selection_rates": {},
+                "classes": [] if suppressed else [_of_group(each, hits, n) for each in labels],
+                "confusion": {},
+                "ordinal": _ordinal(n) if ordered and not suppressed else None,
+                "calibration": None if suppressed or not calibrated else _calibration(draw),
             }
         )
     shown = [cell for cell in cells if not cell["suppressed"]]

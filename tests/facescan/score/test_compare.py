@@ -55,6 +55,7 @@ def test_two_models_are_compared_on_the_rows_that_both_have(tmp_path: Path) -> N
     assert entry["accuracy_a"] == pytest.approx(2 / 3)
     assert entry["accuracy_b"] == pytest.approx(1 / 3)
     assert (entry["n"], entry["not_compared"]["rows_only_a"]) == (3, 1)
+    assert (entry["outcome_rates_a"], entry["outcome_rates_b"]) == ({}, {"refused": 1 / 3})
 
 
 def test_rows_that_cannot_be_compared_are_counted_by_why(tmp_path: Path) -> None:
@@ -65,6 +66,7 @@ def test_rows_that_cannot_be_compared_are_counted_by_why(tmp_path: Path) -> None
     found = {each.view: each for each in compared(run_of(tmp_path / "run", seer + poet))}
     exact, without_none = found["hat-4"], found["hat-2"]
     assert (exact.n, exact.unseen, exact.failed, exact.relabelled) == (2, 1, 1, 1)
+    assert (exact.unanswered_a, exact.unanswered_b) == ({}, {})
     assert (without_none.n, without_none.unseen) == (2, 2)
     # Cap and beret are both soft.
     assert without_none.relabelled == 0

@@ -1,6 +1,7 @@
 """Figures of groups against Fairlearn and scikit-learn, tests against SciPy, and what is said."""
 
 import math
+from dataclasses import astuple, fields
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ from sklearn.metrics import (
     accuracy_score,
     cohen_kappa_score,
     f1_score,
+    precision_score,
     recall_score,
 )
 
 from facescan.attributes import Attribute, LabelSet
 from facescan.score import groups, metrics
+from facescan.score.figures import Figures
 from facescan.score.groups import Group, Groups
 from facescan.score.metrics import Score
 from facescan.score.views import tallies
@@ -100,12 +103,19 @@ def test_equal_to_fairlearn_and_scikit_learn(seed: int) -> None:
 
 
 def check_group(group: Group, labels: list[str], target: Any, answers: Any) -> None:
+    found = group.figures
+    assert found is not None
     supported = [label for label in labels if label in target]
     common: dict[str, Any] = {"labels": supported, "average": "macro", "zero_division": 0}
-    assert nan(group.macro_f1) == close(f1_score(target, answers, **common))
-    assert nan(group.balanced_accuracy) == close(recall_score(target, answers, **common))
+    assert nan(found.macro_f1.value) == close(f1_score(target, answers, **common))
+    assert nan(found.balanced_accuracy.value) == close(recall_score(target, answers, **common))
+    each: dict[str, Any] = {"labels": labels, "average": None, "zero_division": math.nan}
+    for metric in (precision_score, recall_score, f1_score):
+        expected = metric(target, answers, **each)
+        ours = [getattr(c, metric.__name__.partition("_")[0]).value for c in found.classes]
+        assert list(map(nan, ours)) == close(expected.tolist())
     given = answers != REFUSED
-    assert nan(group.accuracy_answered.value) == close(
+    assert nan(found.accuracy_answered.value) == close(
         accuracy_score(target[given], answers[given]) if given.any() else math.nan
     )
     refused = dict(group.outcomes).get(Outcome.REFUSED)
@@ -114,15 +124,16 @@ def check_group(group: Group, labels: list[str], target: Any, answers: Any) -> N
         assert share == close(float(np.mean(answers == label)))
     place = {label: number for number, label in enumerate(labels)}
     t, a = ([place[x] for x in each[given]] for each in (target, answers))
-    assert group.ordinal is not None
+    ordinal = found.ordinal
+    assert ordinal is not None
     near = np.abs(np.subtract(t, a)) <= 1
-    assert nan(group.ordinal.off_by_one) == close(float(near.sum() / len(target)))
-    assert nan(group.ordinal.mae_bins) == close(
+    assert nan(ordinal.off_by_one.value) == close(float(near.sum() / len(target)))
+    assert nan(ordinal.mae_bins.value) == close(
         float(np.mean(np.abs(np.subtract(t, a)))) if t else math.nan
     )
     if len(set(t) | set(a)) > 1:
         kappa = cohen_kappa_score(t, a, labels=range(len(labels)), weights="quadratic")
-        assert nan(group.ordinal.quadratic_kappa) == close(kappa)
+        assert nan(ordinal.quadratic_kappa.value) == close(kappa)
 
 
 def check_across(found: Groups, labels: list[str], target: Any, answers: Any, group: Any) -> None:
@@ -140,6 +151,49 @@ def check_across(found: Groups, labels: list[str], target: Any, answers: Any, gr
         assert nan(found.equalized_odds_difference) == close(max(odds))
     elif odds:
         assert nan(found.equalized_odds_difference) >= max(odds) - 1e-12
+
+
+def of_all_kinds(subjects: bool) -> list[Row]:
+    """Of two lights: answers right and wrong, refusals, failures, no target, probabilities."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for number in range(400):
+        kind = rng.choice(["answered", "refused", "pending"], p=[0.9, 0.06, 0.04])
+        target = str(rng.choice(["cap", "none", "crown"])) if rng.random() > 0.05 else None
+        others: dict[str, Any] = {"group_light": ("dim", "dark")[number % 5 % 2]}
+        if subjects and number % 7:
+            others["subject_id"] = f"s{number % 60 // 2}"
+        if kind == "answered":
+            others["probability"] = float(rng.random())
+            rows.append(row(str(rng.choice(["cap", "none", "crown"])), target, **others))
+        else:
+            rows.append(failed(kind, target, **others))
+    return rows
+
+
+@pytest.mark.parametrize("subjects", [False, True])
+def test_a_group_has_every_figure_that_its_rows_alone_have(subjects: bool) -> None:
+    rows = of_all_kinds(subjects)
+    (found,) = compared(rows, "light").groups
+    for group in found.groups:
+        alone = compared([each for each in rows if (each["group_light"],) == group.name])
+        assert group.figures is not None
+        for name in (each.name for each in fields(Figures)):
+            ours, expected = getattr(group.figures, name), getattr(alone, name)
+            if subjects and name in ("macro_f1", "balanced_accuracy", "classes"):
+                # What is drawn by chance: subjects are drawn in another order.
+                assert plain(ours) == pytest.approx(plain(expected), abs=0.03), name
+            else:
+                assert ours == expected, name
+
+
+def plain(figure: Any) -> list[float]:
+    """All numbers of a figure."""
+    if isinstance(figure, tuple):
+        return [number for each in figure for number in plain(each)]
+    values = astuple(figure)
+    flat = [x for value in values for x in (value if isinstance(value, tuple) else (value,))]
+    return [float(value) for value in flat if isinstance(value, int | float)]
 
 
 def test_equal_odds_are_rates_of_each_class_against_the_rest() -> None:

@@ -7,6 +7,7 @@ import pytest
 from facescan.attributes import LabelSet
 from facescan.attributes import load as shipped
 from facescan.score import metrics
+from facescan.score.intervals import Rate
 from facescan.score.metrics import Score
 from facescan.score.ordinal import Ordinal, middles
 from facescan.score.views import tallies
@@ -68,7 +69,22 @@ def test_years_come_in_subjects_too() -> None:
 
 
 def test_one_label_alone_has_no_kappa() -> None:
-    assert ordinal(aged("0-2", "0-2")).quadratic_kappa is None
+    assert ordinal(aged("0-2", "0-2")).quadratic_kappa.value is None
+
+
+def test_kappa_has_an_interval_that_narrows_with_the_rows() -> None:
+    rows = [aged("0-2", "0-2"), aged("3-9", "3-9"), aged("20-29", "10-19"), aged("0-2", "30-39")]
+    few, many = (ordinal(*(rows * times)).quadratic_kappa for times in (10, 160))
+    assert few.value == many.value
+    assert width(few) == pytest.approx(4 * width(many), rel=0.25)
+
+
+def width(rate: Rate) -> float:
+    assert rate.value is not None
+    assert rate.low is not None
+    assert rate.high is not None
+    assert rate.low < rate.value < rate.high
+    return rate.high - rate.low
 
 
 def test_a_bin_without_an_end_is_as_wide_as_the_one_before() -> None:

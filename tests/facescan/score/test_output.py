@@ -62,7 +62,7 @@ def test_the_columns_are_those_of_the_design(tmp_path: Path) -> None:
         *("asked_label_set", "view", "slice", "group", "metric", "value", "ci_low", "ci_high"),
         *("n", "n_answered"),
     ]
-    assert table.schema.metadata[b"facescan.scores_version"] == b"2"
+    assert table.schema.metadata[b"facescan.scores_version"] == b"3"
 
 
 def test_figures_stand_in_long_form(tmp_path: Path) -> None:
@@ -114,8 +114,9 @@ def test_json_keys_are_stable(tmp_path: Path) -> None:
         *("asked_label_set", "view", "complete"),
         *("n", "n_answered", "n_correct", "n_outside_view", "n_run_failures", "n_excluded"),
         *("n_unlabelled", "accuracy", "accuracy_answered", "accuracy_worst", "accuracy_best"),
-        *("balanced_accuracy", "macro_f1", "intervals", "outcomes", "zero_support", "classes"),
-        *("confusion", "ordinal", "calibration", "groups", "unlabelled"),
+        *("balanced_accuracy", "macro_f1", "intervals", "outcomes", "outcome_rates"),
+        *("zero_support", "classes", "confusion", "ordinal", "calibration", "groups"),
+        "unlabelled",
     ]
     assert entry["complete"] is False
     assert entry["zero_support"] == ["crown"]
@@ -157,6 +158,7 @@ def test_groups_stand_in_both_files(tmp_path: Path) -> None:
             assert (accuracy["n"], accuracy["n_answered"]) == (cell["n"], cell["n_answered"])
             rate = found[name, group, "rate_refused"]["value"]
             assert rate == cell["outcome_rates"]["refused"]["value"]
+            check_details(found, name, group, cell)
         assert found[name, "", "difference"]["value"] == grouping["largest_gap"]["value"]
         test = grouping["equal_rate"]
         assert found[name, "", "equal_rate_p:accuracy"]["value"] == test["p_holm"]
@@ -164,6 +166,38 @@ def test_groups_stand_in_both_files(tmp_path: Path) -> None:
     assert entry["calibration"]["n"] == 300
     assert found["all", "", "ece"]["value"] == entry["calibration"]["ece"]
     assert sum(each["n"] for each in entry["calibration"]["bins"]) == 300
+
+
+def check_details(found: dict[tuple[str, str, str], Any], name: str, group: str, cell: Any) -> None:
+    """By class, by cell of the confusion matrix and by bin, as in JSON."""
+    for metric in ("macro_f1", "balanced_accuracy"):
+        assert cell[metric] == {key: found[name, group, metric][key] for key in cell[metric]}
+        assert cell[metric]["ci_low"] < cell[metric]["value"] < cell[metric]["ci_high"]
+    for c in cell["classes"]:
+        recall = found[name, group, f"recall:{c['label']}"]
+        assert {key: recall[key] for key in c["recall"]} == c["recall"]
+        assert found[name, group, f"support:{c['label']}"]["value"] == c["support"]
+    met = [n for columns in cell["confusion"].values() for n in columns.values()]
+    assert sum(met) == cell["n"]
+    assert (
+        found[name, group, "confusion:cap/label:cap"]["value"]
+        == (cell["confusion"]["cap"]["label:cap"])
+    )
+    assert found[name, group, "ece"]["value"] == cell["calibration"]["ece"]
+    for each in cell["calibration"]["bins"]:
+        share = found[name, group, f"calibration_accuracy:{each['low']:.1f}-{each['high']:.1f}"]
+        assert share["value"] == each["accuracy"]["value"]
+
+
+def test_a_rate_of_each_outcome_stands_beside_the_accuracy(tmp_path: Path) -> None:
+    parquet, text = written(tmp_path, ROWS)
+    refused = json.loads(text.read_text())["scores"][0]["outcome_rates"]["refused"]
+    found = figures(parquet)["all", "", "rate_refused"]
+    assert refused == {key: found[key] for key in refused}
+    assert refused["value"] == 1 / 5
+    assert refused["ci_low"] < 1 / 5 < refused["ci_high"]
+    # Outcomes of the run are no share of what the model did.
+    assert ("all", "", "rate_pending") not in figures(parquet)
 
 
 def test_keys_of_a_grouping_are_stable(tmp_path: Path) -> None:
@@ -176,8 +210,8 @@ def test_keys_of_a_grouping_are_stable(tmp_path: Path) -> None:
     ]
     assert list(grouping["cells"][0]) == [
         *("group", "n", "n_answered", "subjects", "suppressed", "few", "accuracy"),
-        *("simultaneous", "accuracy_answered", "balanced_accuracy", "macro_f1", "ordinal"),
-        *("outcome_rates", "selection_rates"),
+        *("simultaneous", "accuracy_answered", "balanced_accuracy", "macro_f1"),
+        *("outcome_rates", "selection_rates", "classes", "confusion", "ordinal", "calibration"),
     ]
     assert list(grouping["equal_rate"]) == ["method", "statistic", "df", "p", "p_holm"]
 

@@ -21,7 +21,7 @@ def shown(
 
 
 ROWS = [row("cap", "cap")] * 813 + [row("none", "cap")] * 170 + [failed("refused", "cap")] * 17
-FIGURES = ("1,000", "983", "17", "81.3", "[78.8-83.6]", "82.7", "[80.2-84.9]", "89.7")
+FIGURES = ("1,000", "983", "1.7", "81.3", "[78.8-83.6]", "82.7", "[80.2-84.9]", "89.7")
 
 
 def test_a_pipe_gets_one_plain_line_a_row() -> None:
@@ -40,6 +40,13 @@ def test_no_figure_is_cut_at_any_width(width: int) -> None:
     for figure in FIGURES:
         assert figure in text
     assert ("─" in text) == (width >= 70)
+
+
+def test_what_came_instead_of_answers_is_told_once_for_all_views() -> None:
+    text = shown([*ROWS, *[failed("blocked", "cap")] * 250])
+    (line,) = (each for each in text.splitlines() if "no answer:" in each)
+    assert line == "hat-4: no answer: refused 1.4 [0.9-2.2] %, blocked 20.0 [17.9-22.3] %."
+    assert "no answer:" not in shown(ROWS[:813])
 
 
 def test_an_incomplete_score_is_marked_and_bounded() -> None:
@@ -61,7 +68,7 @@ def test_what_is_not_in_a_figure_is_said() -> None:
 
 def test_without_targets_outcomes_are_told_and_figures_left_open() -> None:
     text = shown([row("cap", None)] * 3 + [failed("refused", None), failed("pending", None)])
-    assert text.splitlines()[2].split() == ["hat-4*", "0", "0", "0", "-", "-", "-"]
+    assert text.splitlines()[2].split() == ["hat-4*", "0", "0", "-", "-", "-", "-"]
     assert "5 rows have no target and are not scored (answered 3, refused 1, pending 1)." in text
 
 
