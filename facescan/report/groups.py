@@ -23,17 +23,9 @@ from facescan.report.blocks import (
 )
 from facescan.report.entries import Entry, Topic
 from facescan.report.scores_file import Cell as Group
-from facescan.report.scores_file import Equality, Gap, Grouping
-from facescan.report.summary import (
-    interval,
-    outcomes_of,
-    place,
-    rate_columns,
-    rates,
-    refusal_note,
-    span,
-    title,
-)
+from facescan.report.scores_file import Class, Equality, Gap, Grouping
+from facescan.report.summary import interval, place, refusal_note, span, title
+from facescan.types import Outcome
 
 
 def groups(topics: Sequence[Topic], several_places: bool) -> Section:
@@ -180,7 +172,9 @@ def _grouping(each: _Of) -> Iterable[Block]:
         if not cell.suppressed
     ]:
         yield Folded(f"Further figures of the groups: {each.about}", (_further(each, compared),))
-        yield Folded(f"Recall of each class by group: {each.about}", (_recalls(each, compared),))
+        if places := _told_apart(each, compared):
+            table = _recalls(each, compared, places)
+            yield Folded(f"Recall of classes by group: {each.about}", (table,))
 
 
 def _note(grouping: Grouping) -> Items:
@@ -196,7 +190,8 @@ def _table(each: _Of) -> Table:
         for interval in (cell.accuracy, cell.simultaneous)
         for value in (interval.value, interval.ci_low, interval.ci_high)
     )
-    shown = outcomes_of(cell.outcome_rates for cell in grouping.cells)
+    present = {name for cell in grouping.cells for name in cell.outcome_rates}
+    shown = [str(outcome) for outcome in Outcome if outcome in present]
     return Table(
         f"table-groups-{each.key}",
         f"Accuracy, {each.about}",
@@ -207,7 +202,7 @@ def _table(each: _Of) -> Table:
             Column("for all groups at once"),
             Column("n"),
             Column("answered"),
-            *rate_columns(shown),
+            *(Column(f"{name.replace('_', ' ')} %") for name in shown),
         ),
         tuple(
             _row(grouping, cell, each.at / "cells" / number, on, shown)
@@ -236,7 +231,12 @@ def _row(
         Cell((), span(low, high)),
         n,
         single(cell.n_answered, at / "n_answered", "count"),
-        *rates(cell.outcome_rates, at / "outcome_rates", shown),
+        *(
+            interval(cell.outcome_rates[name], at / "outcome_rates" / name)
+            if name in cell.outcome_rates
+            else Cell()
+            for name in shown
+        ),
     )
 
 
@@ -299,31 +299,40 @@ def _further_row(
     return tuple(row)
 
 
-def _recalls(each: _Of, compared: _Compared) -> Table:
-    """Of classes that some group has rows of."""
-    labels = [
-        c.label
-        for position, c in enumerate(compared[0][0].classes)
-        if any(cell.classes[position].support for cell, _ in compared)
+def _told_apart(each: _Of, compared: _Compared) -> list[int]:
+    """The classes that some group has enough rows of; none where each group is of one class."""
+    enough = each.grouping.min_cell
+    of_groups = [
+        {place for place, c in enumerate(cell.classes) if c.support >= enough}
+        for cell, _ in compared
     ]
+    if all(len(places) < 2 for places in of_groups):
+        return []
+    return sorted(set().union(*of_groups))
+
+
+def _recalls(each: _Of, compared: _Compared, places: Sequence[int]) -> Table:
+    enough = each.grouping.min_cell
+    labels = [compared[0][0].classes[place].label for place in places]
     return Table(
         f"table-recalls-{each.key}",
-        f"Recall % of each class, its interval in metrics.json; {each.about}",
+        f"Recall %, of classes with {enough} rows in a group; intervals are in metrics.json; "
+        f"{each.about}",
         (Column(TIMES.join(each.grouping.by), numbers=False), *map(Column, labels)),
         tuple(
             (
                 Cell((TIMES.join(cell.group),)),
-                *(
-                    single(
-                        c.recall.value, at / "classes" / position / "recall" / "value", "percent"
-                    )
-                    for position, c in enumerate(cell.classes)
-                    if c.label in labels
-                ),
+                *(_recall(cell.classes[p], at / "classes" / p, enough) for p in places),
             )
             for cell, at in compared
         ),
     )
+
+
+def _recall(found: Class, at: At, enough: int) -> Cell:
+    if found.support < enough:
+        return Cell()
+    return single(found.recall.value, at / "recall" / "value", "percent")
 
 
 def _treemap(each: _Of) -> Treemap:

@@ -1,6 +1,6 @@
 """The first tables: how right each model was, and what became of the questions."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from facescan.report import charts
 from facescan.report.blocks import (
@@ -45,22 +45,6 @@ def span(low: Figure, high: Figure) -> tuple[Part, ...]:
 def count(entry: Entry, key: str) -> Cell:
     """A number of rows."""
     return Cell((Figure(getattr(entry.score, key), entry.at / key, "count"),))
-
-
-def outcomes_of(found: Iterable[Mapping[str, Interval]]) -> list[str]:
-    """Those that any of these has, in the order of their definition."""
-    present = {name for rates in found for name in rates}
-    return [str(outcome) for outcome in Outcome if outcome in present]
-
-
-def rate_columns(outcomes: Sequence[str]) -> list[Column]:
-    """The headers of `rates`."""
-    return [Column(f"{name.replace('_', ' ')} %") for name in outcomes]
-
-
-def rates(found: Mapping[str, Interval], at: At, outcomes: Sequence[str]) -> list[Cell]:
-    """How often each of these outcomes came of a question; nothing where one never did."""
-    return [interval(found[name], at / name) if name in found else Cell() for name in outcomes]
 
 
 def title(topic: Topic, several_places: bool) -> str:
@@ -115,7 +99,6 @@ def _accuracy(topic: Topic) -> Table:
     found = [entry.score.accuracy for entry in topic.entries]
     on = charts.axis(v for i in found for v in (i.value, i.ci_low, i.ci_high))
     failed = any(entry.score.n_run_failures for entry in topic.entries)
-    shown = outcomes_of(entry.score.outcome_rates for entry in topic.entries)
     columns = [
         Column("model", numbers=False),
         Column("accuracy %", axis=on),
@@ -124,8 +107,7 @@ def _accuracy(topic: Topic) -> Table:
         Column("balanced %"),
         Column("macro F1 %"),
         Column("n"),
-        Column("answered"),
-        *rate_columns(shown),
+        Column("answered", numbers=False),
         *([Column("failed in the run")] if failed else []),
     ]
     rows = [
@@ -137,8 +119,7 @@ def _accuracy(topic: Topic) -> Table:
             interval(entry.score.balanced_accuracy, entry.at / "balanced_accuracy"),
             interval(entry.score.macro_f1, entry.at / "macro_f1"),
             count(entry, "n"),
-            count(entry, "n_answered"),
-            *rates(entry.score.outcome_rates, entry.at / "outcome_rates", shown),
+            _unanswered(entry),
             *([count(entry, "n_run_failures")] if failed else []),
         )
         for entry in topic.entries
@@ -149,6 +130,17 @@ def _accuracy(topic: Topic) -> Table:
         tuple(columns),
         tuple(rows),
     )
+
+
+def _unanswered(entry: Entry) -> Cell:
+    """How many were answered, and how often each outcome came instead."""
+    at = entry.at / "outcome_rates"
+    answered = Figure(entry.score.n_answered, entry.at / "n_answered", "count")
+    parts: list[Part] = []
+    for name, found in entry.score.outcome_rates.items():
+        parts += [", " if parts else "", name.replace("_", " "), " "]
+        parts += [Figure(found.value, at / name / "value"), "\N{NO-BREAK SPACE}%"]
+    return Cell((answered,), tuple(parts))
 
 
 def _remarks(topic: Topic) -> Iterator[tuple[Part, ...]]:
