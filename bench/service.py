@@ -2,6 +2,7 @@
 
     python -m bench.service --part overhead      the service beside the bare engine, 100 requests/s
     python -m bench.service --part overload      three times what it can do, after what it can do
+    python -m bench.service --part scaling       more than one replica can do, where two may be
     python -m bench.service --part chaos         two replicas, one killed every 20 s for 5 minutes
     python -m bench.service --part rolling       new versions under load
     python -m bench.service --part disconnects   1,000 clients that go away
@@ -308,6 +309,27 @@ def overload(latency_ms: float, seconds: float) -> None:
     )
 
 
+def scaling(latency_ms: float, seconds: float) -> None:
+    """One and a half times what one replica can do, where there may be two."""
+    with service(latency_ms, running=4, waiting=8, max_replicas=2) as (port, wanted):
+        rate = 1.5 * wanted.running / (latency_ms / 1000)
+        before = len(_of_service("ray::ServeReplica:facescan"))
+        load = Load(port, rate, seconds)
+        started = time.monotonic()
+        second: float | None = None
+        while not load.over:
+            time.sleep(0.2)
+            if second is None and len(_of_service("ray::ServeReplica:facescan")) > before:
+                second = time.monotonic() - started
+        sent = load.sent()
+    later = [each for each in sent if each.due > seconds / 2]
+    said = (
+        "no second one came" if second is None else f"a second one's process after {second:.1f} s"
+    )
+    print(f"{rate:g}/s for {seconds:g} s at {before} replica: {said}; {_statuses(sent)}")
+    print(f"second half: {_statuses(later)}; {quantiles([each.seconds for each in later])}")
+
+
 def chaos(rate: float, seconds: float, every: float) -> None:
     """Two replicas, one killed now and then, asked by clients that try once more or not at all."""
     for retries in (1, 0):
@@ -489,6 +511,7 @@ def main(
     parts: dict[str, Callable[[], None]] = {
         "overhead": lambda: overhead(rate or 100, seconds or 30),
         "overload": lambda: overload(latency_ms, seconds or 60),
+        "scaling": lambda: scaling(latency_ms, seconds or 90),
         "chaos": lambda: chaos(rate or 50, seconds or 300, 20),
         "rolling": lambda: rolling(rate or 50, count or 10),
         "disconnects": lambda: disconnects(count or 1000),
