@@ -27,6 +27,7 @@ from facescan.score.coding import Floats, Ints
 from facescan.score.counts import COMBINATION, Counter, Counts
 from facescan.score.groupings import groupings
 from facescan.score.intervals import Rate, rate
+from facescan.score.ordinal import quadratic_kappas
 from facescan.score.subjects import whole
 
 RACE_SUPPORTS = {
@@ -130,7 +131,7 @@ def accuracy_set(alike: float, equal: bool, number: int) -> list[bool]:
 
 
 def macro_set(alike: float, in_subjects: bool, rows: int, number: int) -> list[bool]:
-    """Bootstrap intervals of macro-F1 and balanced accuracy; 5 rows a subject."""
+    """Bootstrap intervals of macro-F1, balanced accuracy and kappa; 5 rows a subject."""
     rng = np.random.default_rng((number, int(alike * 10), rows, in_subjects))
     each = 5 if in_subjects else 1
     share = np.array(list(RACE_SUPPORTS.values())) / sum(RACE_SUPPORTS.values())
@@ -141,10 +142,14 @@ def macro_set(alike: float, in_subjects: bool, rows: int, number: int) -> list[b
     label = answered(rng, target, chance)
     found = tally(Rows(target, label, subject if in_subjects else None))
     drawn, seen = bootstrap.resampled(found), bootstrap.confusion(found)
-    truth, clusters_ = _true_confusion(share), len(sizes) / len(_RACE)
+    truth, of_class = _true_confusion(share), len(sizes) / len(_RACE)
     return [
         holds(each, float(figure(truth)))
-        for figure in (classes.macro_f1, classes.balanced_accuracy)
+        for figure, clusters_ in (
+            (classes.macro_f1, of_class),
+            (classes.balanced_accuracy, of_class),
+            (quadratic_kappas, len(sizes)),
+        )
         for each in [bootstrap.interval(float(figure(seen)), figure(drawn), clusters_, [])]
     ]
 
@@ -226,10 +231,11 @@ def _lines(sets: int, pool: ProcessPoolExecutor) -> Iterable[tuple[str, str]]:
         (0.3, True, 500),
         (0.3, True, 2000),
     ):
-        macro, balanced = shares(sets, partial(macro_set, alike, in_subjects, rows), pool)
+        macro, balanced, kappa = shares(sets, partial(macro_set, alike, in_subjects, rows), pool)
         rows_ = f"{rows} rows" + (f" of {rows // 5} subjects, ICC {alike}" if in_subjects else "")
         yield f"macro-F1, {rows_}: bootstrap", f"{100 * macro:.1f} %"
         yield f"balanced accuracy, {rows_}: bootstrap", f"{100 * balanced:.1f} %"
+        yield f"quadratic kappa, {rows_}: bootstrap", f"{100 * kappa:.1f} %"
     races = tuple(RACE_SUPPORTS.values())
     for sizes_, what in ((races, "FairFace's 7 races"), ((100,) * 70, "70 cells of 100")):
         for alike in (0.0, 0.3):

@@ -66,10 +66,10 @@ class Group:
         name: a value for each column.
         n: rows that accuracy divides by; where no row has a target, all rows of the model.
         subjects: None where they are not known.
-        figures: all that is said of the whole, of the group's rows; None where it is suppressed.
         simultaneous: accuracy, with an interval that holds for all groups together.
         outcomes: the rate of every outcome but `answered` that some group has.
         selection: by label, the share of rows that was answered so.
+        figures: all that is said of a whole, of the group's rows, by `described`.
     """
 
     name: tuple[str, ...]
@@ -78,15 +78,11 @@ class Group:
     subjects: int | None
     suppressed: bool
     few: bool
-    figures: Figures | None = None
+    accuracy: Rate = UNKNOWN
     simultaneous: Rate = UNKNOWN
     outcomes: tuple[tuple[Outcome, Rate], ...] = ()
     selection: tuple[tuple[str, float], ...] = ()
-
-    @property
-    def accuracy(self) -> Rate:
-        """Nothing is known of a suppressed group's."""
-        return UNKNOWN if self.figures is None else self.figures.accuracy
+    figures: Figures | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +192,18 @@ def compare(tally: Tally, grouped: Grouped, min_cell: int = MIN_CELL) -> Groups:
     return found.across(result, groups, bool(own)) if len(among) > 1 else result
 
 
+def described(result: Groups, tally: Tally, grouped: Grouped) -> Groups:
+    """The same with every figure of the groups that are compared; `grouped` is what they are of."""
+    places = {name: place for place, name in enumerate(grouped.groups)}
+    shown = [each for each in result.groups if not each.suppressed]
+    within = parts(tally, grouped, [places[each.name] for each in shown])
+    of_each = {each.name: figures.of(part) for each, part in zip(shown, within, strict=True)}
+    return replace(
+        result,
+        groups=tuple(replace(each, figures=of_each.get(each.name)) for each in result.groups),
+    )
+
+
 def adjusted(all_groups: Sequence[Groups]) -> tuple[Groups, ...]:
     """The same with the tests adjusted for one another, by Holm's procedure."""
     tests = [
@@ -241,15 +249,15 @@ class _Compared:
         is_answered = tried & tally.of({Outcome.ANSWERED})
         answered = rows.totals(is_answered).astype(np.int64)
         together = CONFIDENCE ** (1 / max(len(self.among), 1))
-        simultaneous = (UNKNOWN,) * rows.parts
+        accuracy = simultaneous = (UNKNOWN,) * rows.parts
         if self.labelled:
-            (simultaneous,) = rows.at_confidences(tally.correct, tried, [together])
+            accuracy, simultaneous = rows.at_confidences(
+                tally.correct, tried, [CONFIDENCE, together]
+            )
         outcomes = [
             (outcome, rows.proportions(tried & tally.of({outcome}), tried))
             for outcome in self.outcomes()
         ]
-        within = map(figures.of, parts(tally, self.grouped, self.among.tolist()))
-        of_each = dict(zip(self.among.tolist(), within, strict=True))
         selection = self._selection()
         found = []
         for part in listed.tolist():
@@ -258,13 +266,13 @@ class _Compared:
                 n=int(self.sizes[part]),
                 n_answered=int(answered[part]),
                 subjects=None if clusters is None else int(clusters[part]),
-                suppressed=part not in of_each,
+                suppressed=part not in self.among,
                 few=int(self.sizes[part]) < FEW,
             )
             if not group.suppressed:
                 group = replace(
                     group,
-                    figures=of_each[part],
+                    accuracy=accuracy[part],
                     simultaneous=simultaneous[part],
                     outcomes=tuple((outcome, rates[part]) for outcome, rates in outcomes),
                     selection=tuple(zip(tally.labels.labels, selection[part], strict=True)),

@@ -28,7 +28,10 @@ class Score(Figures):
 def of(tally: Tally, min_cell: int = MIN_CELL) -> Score:
     """Take every figure of one tally; groups with fewer than `min_cell` rows are suppressed."""
     found = figures.of(tally)
-    compared = [groups.compare(tally, each, min_cell) for each in tally.counts.grouped]
+    compared = [
+        groups.described(groups.compare(tally, each, min_cell), tally, each)
+        for each in tally.counts.grouped
+    ]
     return Score(
         **{each.name: getattr(found, each.name) for each in fields(found)},
         tally=tally,
