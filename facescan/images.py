@@ -118,6 +118,14 @@ _UNSUPPORTED = (
     (4, b"JXL "),
 )
 
+# Two numbers in a JPEG's header: marker and length of a segment, or height and width of a frame.
+_PAIR = struct.Struct(">HH")
+_FRAMES = (0xFFC0, 0xFFC1, 0xFFC2)  # baseline, extended, progressive
+_TABLES, _SCAN, _JFIF = 0xFFDB, 0xFFDA, 0xFFE0
+_JFIF_BYTES = 16
+# Huffman tables, restart interval, comment: on opening, Pillow only skips them too.
+_UNREAD = (0xFFC4, 0xFFDD, 0xFFFE)
+
 # What Pillow raises on bytes that somebody else made.
 _DECODER_ERRORS = (
     SyntaxError,
@@ -169,6 +177,55 @@ def _open(data: bytes, format_name: str) -> ImageFile:
     return image
 
 
+def _size(data: bytes, format_name: str) -> tuple[int, int]:
+    """Width and height by the header."""
+    plain = _plain_jpeg_size(data) if format_name == "JPEG" else None
+    return plain or _open(data, format_name).size
+
+
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """The size of a JPEG in whose header there is nothing unusual; None of every other.
+
+    Of nearly all pictures without metadata this saves Pillow's reading of the header: 24 us, mostly
+    for tables that only a decoder needs, where this takes 6. What has a size here has the same one
+    there: anything that Pillow could refuse or understand otherwise is left to it.
+    """
+    size, at = None, 2
+    while at + _PAIR.size <= len(data):
+        marker, length = _PAIR.unpack_from(data, at)
+        body, at = data[at + _PAIR.size : at + 2 + length], at + 2 + length
+        if at > len(data):
+            return None
+        if marker == _SCAN:
+            return size
+        if marker in _FRAMES:
+            size = _frame_size(body)
+            plain = size is not None
+        elif marker == _TABLES:
+            plain = _are_whole(body)
+        else:
+            plain = marker in _UNREAD or (marker == _JFIF and length >= _JFIF_BYTES)
+        if not plain:
+            return None
+    return None
+
+
+def _frame_size(frame: bytes) -> tuple[int, int] | None:
+    """Of a frame of 8 bits, grey, YCbCr or CMYK, with three bytes for each component."""
+    if len(frame) not in (9, 15, 18) or frame[0] != 8 or len(frame) != 6 + 3 * frame[5]:
+        return None
+    height, width = _PAIR.unpack_from(frame, 1)
+    return (width, height) if width and height else None
+
+
+def _are_whole(tables: bytes) -> bool:
+    """Whether quantization tables end where their segment does."""
+    at = 0
+    while at < len(tables):
+        at += 65 if tables[at] < 16 else 129
+    return at == len(tables)
+
+
 def check(data: bytes, sha256: str, limits: Limits) -> EncodedImage:
     """Read the header only, and hold it to the limits and the format allow-list.
 
@@ -180,7 +237,7 @@ def check(data: bytes, sha256: str, limits: Limits) -> EncodedImage:
     if len(data) > limits.max_bytes:
         raise BadImage(Reason.TOO_MANY_BYTES, f"{len(data)} bytes, limit {limits.max_bytes}")
     format_name = _format(data)
-    width, height = _open(data, format_name).size
+    width, height = _size(data, format_name)
     if width * height > limits.max_pixels:
         raise BadImage(Reason.TOO_MANY_PIXELS, f"{width}x{height}, limit {limits.max_pixels}")
     if min(width, height) < limits.min_side:

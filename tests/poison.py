@@ -56,7 +56,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def poisonous(marker: bytes, seed: int = 0) -> bytes:
-    """A picture that is fine but for the marker, which stands in a comment of the file."""
+    """A picture that is fine but for the marker, which stands where only its decoder looks."""
     data = jpeg(seed)
-    comment = b"\xff\xfe" + (len(marker) + 2).to_bytes(2, "big") + marker
-    return data[:2] + comment + data[2:]
+    metadata = b"\xff\xe1" + (len(marker) + 2).to_bytes(2, "big") + marker
+    return data[:2] + metadata + data[2:]

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -532,3 +532,47 @@ def test_two_thousand_mutations_do_nothing_worse_than_be_refused() -> None:
     assert report.outcomes.total() == 2_000
     assert report.outcomes["ok"] > 100
     assert {"corrupt", "truncated", "not_an_image", "too_many_pixels"} < set(report.outcomes)
+
+
+def _jpegs_with_odd_headers() -> Iterator[bytes]:
+    for picture in (JPEG, PROGRESSIVE, encode(SCENE.convert("L"), "JPEG", restart_marker_rows=1)):
+        yield picture
+        for at in range(3, picture.index(b"\xff\xda") + 16):
+            yield picture[:at]
+            yield picture[:at] + b"\xff" + picture[at:]
+            for value in {0, 8, 0xFF, picture[at] ^ 1, picture[at] ^ 16, (picture[at] + 3) % 256}:
+                yield picture[:at] + bytes([value]) + picture[at + 1 :]
+    short_jfif = segment(0xE0, b"JFIF\0\1")
+    no_side = patched(JPEG, b"\xff\xc0", 5, b"\0\0")
+    two_frames = jpeg_with(segment(0xC0, b"\x08\0\x40\0\x40\1\1\x11\0"))
+    yield from (jpeg_with(short_jfif), no_side, two_frames, without(JPEG, 0xC0))
+    yield from (jpeg_with(segment(0xE1, exif(6))), jpeg_with(segment(0xE2, b"ICC_PROFILE\0")))
+    for number in range(6_000):
+        if number % len(fuzz_images.valid_files()) < 7:
+            yield fuzz_images.mutation(number, seed=2)
+
+
+def test_a_plain_header_says_what_pillow_finds_in_it() -> None:
+    """The size that is read past Pillow is Pillow's, and where it refuses there is none."""
+    plain = 0
+    for data in _jpegs_with_odd_headers():
+        size = images._plain_jpeg_size(data) if data.startswith(b"\xff\xd8\xff") else None
+        if size is not None:
+            plain += 1
+            assert images._open(data, "JPEG").size == size, data.hex()
+    assert plain > 5_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(JPEG, id="baseline"),
+        pytest.param(PROGRESSIVE, id="progressive"),
+        pytest.param(encode(SCENE.convert("L"), "JPEG"), id="grey"),
+        pytest.param(jpeg_with(segment(0xFE, b"a comment")), id="comment"),
+    ],
+)
+def test_a_plain_header_is_read_past_pillow(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(images._FORMATS, "JPEG")
+    image = check(data, hashlib.sha256(data).hexdigest(), Limits())
+    assert (image.width, image.height) == SCENE.size

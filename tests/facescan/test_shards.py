@@ -2,6 +2,7 @@ import hashlib
 import json
 import pickle
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
 import pyarrow as pa
@@ -218,6 +219,58 @@ def test_an_error_takes_back_everything_written(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="row 31"):
             fail(folder)
     assert [*tmp_path.rglob("*")] == [tmp_path / "there"]
+
+
+@pytest.mark.usefixtures("small_groups")
+@pytest.mark.parametrize("rows", [1, 5, 20], ids=["the last", "with a shard done", "one of many"])
+def test_a_row_group_that_cannot_be_written_takes_back_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    write_batch, written = pq.ParquetWriter.write_batch, list[int]()
+
+    def full(self: pq.ParquetWriter, batch: pa.RecordBatch) -> None:
+        written.append(batch.num_rows)
+        if sum(written) == min(rows, 12):
+            raise OSError("no space left")
+        write_batch(self, batch)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_batch", full)
+    with pytest.raises(OSError, match="no space left"):
+        write(tmp_path / "s", [row(number, size=400) for number in range(rows)])
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_rows_are_taken_while_a_row_group_is_written_but_no_more_than_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_batch, taken, written = pq.ParquetWriter.write_batch, Event(), list[bool]()
+
+    def slow(self: pq.ParquetWriter, batch: pa.RecordBatch) -> None:
+        written.append(taken.wait(10))
+        write_batch(self, batch)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_batch", slow)
+    with ShardWriter(tmp_path / "s", CONTENTS) as writer:
+        for number in range(5):
+            writer.add(row(number, size=400))
+        Timer(0.2, taken.set).start()
+        writer.add(row(5, size=400))
+        assert written[0], "the second row group waits for the first"
+    assert written == [True, True]
+    assert shards.open(str(tmp_path / "s")).rows == 6
+
+
+@pytest.mark.usefixtures("small_groups")
+def test_what_was_killed_in_its_last_moment_is_no_dataset_once_it_is_started_over(
+    tmp_path: Path,
+) -> None:
+    folder = write(tmp_path / "s", [row(1)])
+    (folder / ".unfinished").touch()
+    with ShardWriter(folder, CONTENTS) as writer:
+        writer.add(row(2))
+        with pytest.raises(DataError, match=f"no {MANIFEST} in it"):
+            shards.open(str(folder))
 
 
 @pytest.mark.usefixtures("small_groups")

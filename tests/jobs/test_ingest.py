@@ -239,6 +239,18 @@ def test_a_file_above_the_limit_of_bytes_is_left_out_and_counted(
     assert (manifest.rows, manifest.rejected) == (6, {"too_many_bytes": 1})
 
 
+def test_a_file_that_comes_in_pieces_is_read_whole(
+    work: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one read of a file on a network may give less than was asked for."""
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda file, size: read(file, min(size, 100)))
+    assert work.ingest().unusable == {}
+    opened = shards.open(str(work.out))
+    found = [row for t in opened.read(opened.row_groups, ["image"]) for row in t.to_pylist()]
+    assert [row["image"]["bytes"] for row in found] == [jpeg(n) for n in (4, 5, 0, 1, 2, 3)]
+
+
 def test_a_missing_image_stops_the_ingest_by_file_and_row(work: Workspace) -> None:
     work.add_line("img/gone.jpg,Male,1,train")
     assert work.refusal().startswith("faces.csv, line 8 (img/gone.jpg): its image is missing")
