@@ -45,7 +45,13 @@ def plain(counts: Counts) -> dict[str, Any]:
     groups = [
         {
             "groups": each.groups,
-            "n": sorted(zip(each.part.tolist(), each.cell.tolist(), each.n.tolist(), strict=True)),
+            "sums": sorted(
+                zip(
+                    *(column.tolist() for column in (each.part, each.cell, each.n)),
+                    *(each.probability, each.squares),
+                    strict=True,
+                )
+            ),
             "given_up": each.given_up,
         }
         for each in counts.grouped
@@ -108,6 +114,21 @@ def test_rows_are_counted_by_group_without_those_that_have_none() -> None:
     assert race.groups == (("Black",), ("White",))
     assert sorted(zip(race.part.tolist(), race.n.tolist(), strict=True)) == [(0, 1), (0, 1), (1, 1)]
     assert both.groups == (("dim", "Black"), ("dim", "White"))
+
+
+def test_sums_of_a_group_are_exact_however_many_and_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces that are summed now and then, and above what 64 bits hold."""
+    monkeypatch.setattr(counting, "PROBABILITY_UNIT", 1 << 60)
+    monkeypatch.setattr(counting, "_KEYS_AT_ONCE", 4)
+    rows = [
+        row("cap", "cap", group_light=light, label_race="x", probability=1.0)
+        for light in ("dim", "bright", "dim")
+    ]
+    (found,) = of_parts(*[rows] * 20)
+    light = found.grouped[0]
+    assert light.groups == (("bright",), ("dim",))
+    assert light.n.tolist() == [20, 40]
+    assert light.probability == light.squares == (20 << 60, 40 << 60)
 
 
 def test_a_grouping_with_too_many_groups_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
