@@ -1,7 +1,7 @@
 """`facescan compare RUN [RUN...]`: models on the same rows -> differences, a table and a file."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -127,7 +127,7 @@ def _show(found: Sequence[Comparison], console: Console) -> None:
         _line(console, f"{dataset}/{split}")
         _print([_cells(each, names) for each in together], console)
         for each in together:
-            for remark in _remarks(each):
+            for remark in _remarks(each, names):
                 _line(console, f"{names[each.a]} and {names[each.b]}, {_view(each)}: {remark}")
         _line(console, "")
 
@@ -214,15 +214,15 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _remarks(each: Comparison) -> Iterator[str]:
+def _remarks(each: Comparison, names: Mapping[Side, str]) -> Iterator[str]:
     """What came instead of answers, and what was left out, one line each."""
     for side, unanswered in ((each.a, each.unanswered_a), (each.b, each.unanswered_b)):
         if unanswered:
             rates = ", ".join(f"{of} {100 * n / each.n:.1f} %" for of, n in unanswered.items())
-            yield f"no answer of {side.model}: {rates}."
+            yield f"no answer of {names[side]}: {rates}."
     for count, what in (
-        (each.rows_only_a, f"rows are of {each.a.model} only"),
-        (each.rows_only_b, f"rows are of {each.b.model} only"),
+        (each.rows_only_a, f"rows are of {names[each.a]} only"),
+        (each.rows_only_b, f"rows are of {names[each.b]} only"),
         (each.failed, "rows failed in a run"),
         (each.unseen, "rows have no target in the view"),
         (each.relabelled, "rows have another target in the other run"),

@@ -166,15 +166,6 @@ def _grouping(each: _Of) -> Iterable[Block]:
         _measures(each.grouping, each.at),
     )
     yield Folded(f"Tests and gaps: {each.about}", (tests,))
-    if compared := [
-        (cell, each.at / "cells" / number)
-        for number, cell in enumerate(each.grouping.cells)
-        if not cell.suppressed
-    ]:
-        yield Folded(f"Further figures of the groups: {each.about}", (_further(each, compared),))
-        if places := _told_apart(each, compared):
-            table = _recalls(each, compared, places)
-            yield Folded(f"Recall of classes by group: {each.about}", (table,))
 
 
 def _note(grouping: Grouping) -> Items:
@@ -190,6 +181,7 @@ def _table(each: _Of) -> Table:
         for interval in (cell.accuracy, cell.simultaneous)
         for value in (interval.value, interval.ci_low, interval.ci_high)
     )
+    failed = any(cell.n_run_failures for cell in grouping.cells)
     present = {name for cell in grouping.cells for name in cell.outcome_rates}
     shown = [str(outcome) for outcome in Outcome if outcome in present]
     return Table(
@@ -202,24 +194,27 @@ def _table(each: _Of) -> Table:
             Column("for all groups at once"),
             Column("n"),
             Column("answered"),
+            *([Column("failed in the run")] if failed else []),
             *(Column(f"{name.replace('_', ' ')} %") for name in shown),
         ),
         tuple(
-            _row(grouping, cell, each.at / "cells" / number, on, shown)
+            _row(grouping, cell, each.at / "cells" / number, on, shown, failed)
             for number, cell in enumerate(grouping.cells)
         ),
     )
 
 
 def _row(
-    grouping: Grouping, cell: Group, at: At, on: Axis, shown: Sequence[str]
+    grouping: Grouping, cell: Group, at: At, on: Axis, shown: Sequence[str], failed: bool
 ) -> tuple[Cell, ...]:
     name, n = Cell((TIMES.join(cell.group),)), single(cell.n, at / "n", "count")
+    failures = [single(cell.n_run_failures, at / "n_run_failures", "count")] if failed else []
     pooled = grouping.pooled.value
     if cell.suppressed:
         empty = charts.strip(on, cell.accuracy, reference=pooled)
-        rest = [Cell()] * (1 + len(shown))
-        return name, Cell(strip=empty), Cell((), ("too few rows",)), Cell(), n, *rest
+        rest = [Cell()] * len(shown)
+        too_few = Cell((), ("too few rows",))
+        return name, Cell(strip=empty), too_few, Cell(), n, Cell(), *failures, *rest
     apart = charts.differs(cell, grouping)
     wide = at / "simultaneous"
     low = Figure(cell.simultaneous.ci_low, wide / "ci_low")
@@ -231,6 +226,7 @@ def _row(
         Cell((), span(low, high)),
         n,
         single(cell.n_answered, at / "n_answered", "count"),
+        *failures,
         *(
             interval(cell.outcome_rates[name], at / "outcome_rates" / name)
             if name in cell.outcome_rates
@@ -242,6 +238,39 @@ def _row(
 
 _Compared = Sequence[tuple[Group, At]]
 """Groups, and where each stands."""
+
+
+def in_detail(topics: Sequence[Topic], several_places: bool) -> Section:
+    """Further figures of every group, after all that has to be said of them."""
+    found = [
+        Section(f"groups-in-detail-{place(topic)}", title(topic, several_places), (), inner)
+        for topic in topics
+        if (inner := [part for each in _groupings(topic) if (part := _in_detail(each))])
+    ]
+    text = (_IN_DETAIL,) if found else (_NONE,)
+    return Section("groups-in-detail", "Groups in detail", [Text(text)], found)
+
+
+_IN_DETAIL = (
+    "What the whole has, of each group's rows alone. Groups that are the classes themselves are "
+    "left out: of one class alone F1 and kappa say nothing."
+)
+
+
+def _in_detail(each: _Of) -> Section | None:
+    compared = [
+        (cell, each.at / "cells" / number)
+        for number, cell in enumerate(each.grouping.cells)
+        if not cell.suppressed
+    ]
+    if all(sum(c.support > 0 for c in cell.classes) < 2 for cell, _ in compared):
+        return None
+    tables = [_further(each, compared)]
+    if places := _enough(each, compared):
+        tables.append(_recalls(each, compared, places))
+    summary = f"By {each.by}: {each.entry.name}, {each.entry.view}"
+    name = f"groups-in-detail-{each.key}"
+    return Section(name, "", [Folded(summary, tuple(tables))], detail=True)
 
 
 def _further(each: _Of, compared: _Compared) -> Table:
@@ -299,16 +328,13 @@ def _further_row(
     return tuple(row)
 
 
-def _told_apart(each: _Of, compared: _Compared) -> list[int]:
-    """The classes that some group has enough rows of; none where each group is of one class."""
-    enough = each.grouping.min_cell
-    of_groups = [
-        {place for place, c in enumerate(cell.classes) if c.support >= enough}
-        for cell, _ in compared
+def _enough(each: _Of, compared: _Compared) -> list[int]:
+    """The classes that some group has enough rows of to say something."""
+    return [
+        place
+        for place in range(len(compared[0][0].classes))
+        if any(cell.classes[place].support >= each.grouping.min_cell for cell, _ in compared)
     ]
-    if all(len(places) < 2 for places in of_groups):
-        return []
-    return sorted(set().union(*of_groups))
 
 
 def _recalls(each: _Of, compared: _Compared, places: Sequence[int]) -> Table:

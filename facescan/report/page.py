@@ -94,6 +94,7 @@ class Report:
             answers.calibration(topics, several),
             comparisons.comparisons(self._compared(), found, len(self.runs) > 1),
             publications.published(self.published),
+            groups.in_detail(topics, several),
             origin.manifest(self.runs),
             origin.limits(self.runs, found),
             origin.responsible_use(self.note),

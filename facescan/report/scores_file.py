@@ -83,6 +83,7 @@ class Cell(_Part):
     group: list[str]
     n: int
     n_answered: int | None = None
+    n_run_failures: int = 0
     suppressed: bool
     accuracy: Interval
     simultaneous: Interval

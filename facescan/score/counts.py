@@ -229,8 +229,9 @@ class _Groups:
 
     Attributes:
         keys: numbers of cell and group together.
-        sums: for each key its rows, and the sums of probabilities and of their squares, either in
-            two: by themselves they would pass what 64 bits hold at 8 million rows.
+        sums: for each key its rows and, once there is a probability, the sums of probabilities and
+            of their squares, either in two: by themselves they would pass what 64 bits hold at 8
+            million rows.
         more: how many keys there are in pieces that were not yet summed.
     """
 
@@ -255,7 +256,9 @@ class _Groups:
 
     def add(self, cells: Ints, groups: Ints, sums: Sequence[Ints]) -> None:
         n, *large = sums
-        halves = [half for each in large for half in np.divmod(each, _HALF)]
+        halves: list[Ints] = []
+        if any(each.any() for each in large):
+            halves = [half for each in large for half in np.divmod(each, _HALF)]
         self.keys.append(cells * _GROUP_RADIX + groups)
         self.sums.append(np.stack([n, *halves], axis=1))
         self.more += len(groups)
@@ -266,14 +269,15 @@ class _Groups:
     def summed(self) -> tuple[Ints, Ints]:
         """Each key once, and its sums."""
         if not self.keys:
-            return np.zeros(0, np.int64), np.zeros((0, _SUMS), np.int64)
-        return _summed(np.concatenate(self.keys), np.concatenate(self.sums))
+            return np.zeros(0, np.int64), np.zeros((0, 1), np.int64)
+        width = max(each.shape[1] for each in self.sums)
+        wide = [np.pad(each, ((0, 0), (0, width - each.shape[1]))) for each in self.sums]
+        return _summed(np.concatenate(self.keys), np.concatenate(wide))
 
 
 _GROUP_RADIX = 1 << 10
 _KEYS_AT_ONCE = 1 << 18
 _HALF = 1 << 32
-_SUMS = 5
 
 
 @dataclass(slots=True)
@@ -506,8 +510,10 @@ class _Settled:
         sums = self.sums[here][order]
         # As Python's numbers, which have no largest.
         probability, squares = (
-            tuple(high * _HALF + low for high, low in sums[:, columns].tolist())
-            for columns in ([1, 2], [3, 4])
+            tuple(high * _HALF + low for high, low in halves.tolist())
+            if halves.shape[1]
+            else (0,) * len(sums)
+            for halves in (sums[:, 1:3], sums[:, 3:5])
         )
         return Grouped(
             grouping=self.groups.grouping,

@@ -31,7 +31,7 @@ from facescan.score.intervals import CONFIDENCE, UNKNOWN, Rate
 from facescan.score.parts import parts
 from facescan.score.subjects import Division, Mask, by_group
 from facescan.score.views import SCORED_OUTCOMES, Tally
-from facescan.types import Outcome
+from facescan.types import RUN_OUTCOMES, Outcome
 
 MIN_CELL = 20
 """Rows below which nothing is said of a group, unless the caller has another number."""
@@ -65,7 +65,8 @@ class Group:
     Attributes:
         name: a value for each column.
         n: rows that accuracy divides by; where no row has a target, all rows of the model.
-        subjects: None where they are not known.
+        n_run_failures: rows beside them that have an outcome of the run.
+        subjects: None where they are not known; a row without one counts as one.
         simultaneous: accuracy, with an interval that holds for all groups together.
         outcomes: the rate of every outcome but `answered` that some group has.
         selection: by label, the share of rows that was answered so.
@@ -75,6 +76,7 @@ class Group:
     name: tuple[str, ...]
     n: int
     n_answered: int
+    n_run_failures: int
     subjects: int | None
     suppressed: bool
     few: bool
@@ -177,11 +179,13 @@ def compare(tally: Tally, grouped: Grouped, min_cell: int = MIN_CELL) -> Groups:
     compared = sizes >= max(min_cell, 1)
     if clusters is not None:
         compared &= clusters >= MIN_SUBJECTS
-    listed, among = np.flatnonzero(sizes > 0), np.flatnonzero(compared)
+    failed = tally.failed if labelled else tally.unlabelled & tally.of(RUN_OUTCOMES)
+    failures = rows.totals(failed).astype(np.int64)
+    listed, among = np.flatnonzero(sizes + failures > 0), np.flatnonzero(compared)
     own = tuple(_of_itself(grouping.columns, tally.key.attribute))
     pooled = rows.merged(np.where(compared, 0, -1))
     shared = None if rows.pairs is None else rows.shared(tried, among)
-    found = _Compared(tally, grouped, rows, tried, labelled, sizes, among, pooled, shared)
+    found = _Compared(tally, grouped, rows, tried, labelled, sizes, failures, among, pooled, shared)
     groups = found.groups(listed, clusters)
     result = replace(
         result,
@@ -239,6 +243,7 @@ class _Compared:
     tried: Mask
     labelled: bool
     sizes: Ints
+    failures: Ints
     among: Ints
     pooled: Division
     shared: Floats | None
@@ -265,6 +270,7 @@ class _Compared:
                 name=self.grouped.groups[part],
                 n=int(self.sizes[part]),
                 n_answered=int(answered[part]),
+                n_run_failures=int(self.failures[part]),
                 subjects=None if clusters is None else int(clusters[part]),
                 suppressed=part not in self.among,
                 few=int(self.sizes[part]) < FEW,
@@ -330,10 +336,15 @@ class _Compared:
 
     def _selection(self) -> list[list[float]]:
         """By group, how often each label is answered."""
-        matrices = self._matrices()
-        total = np.maximum(matrices.sum(axis=(1, 2)), 1)
-        chosen: list[list[float]] = (matrices[..., :-1].sum(axis=1) / total[:, None]).tolist()
-        return chosen
+        chosen = np.stack(
+            [
+                self.rows.totals(self.tried & (self.tally.label == place))
+                for place in range(len(self.tally.labels.labels))
+            ],
+            axis=1,
+        )
+        shares: list[list[float]] = (chosen / np.maximum(self.sizes, 1)[:, None]).tolist()
+        return shares
 
     def _test(self, hits: Mask, spread: bool = False) -> tuple[EqualRate, Floats]:
         """Whether the groups have one rate of `hits`; the draws of `equal_rates.compare`."""
@@ -404,7 +415,10 @@ def _spreads(compared: Sequence[Group], drawn: Floats) -> tuple[Spread, Spread |
 def _of_itself(columns: Sequence[str], attribute: str) -> Iterator[str]:
     """What there is to say where an attribute is grouped by itself; nothing elsewhere."""
     if any(f"{prefix}{attribute}" in columns for prefix in GIVEN):
-        yield "The groups are the classes: their accuracies are recalls."
+        yield (
+            "The groups are the classes: their accuracies are recalls, and F1, precision and kappa "
+            "of one class alone say nothing."
+        )
     if f"{PREDICTED}{attribute}" in columns:
         yield (
             "The groups are answers to the same question: where the same model gave them, their "
@@ -427,6 +441,9 @@ def _remarks(
         )
     if few:
         yield f"Fewer than {FEW} rows, so very uncertain: {_names(few)}."
+    if failed := [each for each in groups if each.n_run_failures]:
+        listed = _listed([f"{_name(each.name)} {each.n_run_failures:,}" for each in failed])
+        yield f"Rows that failed in the run are in no rate: {listed}."
     if ungrouped:
         yield f"{ungrouped:,} rows have no {' or no '.join(result.by)} and are in no group."
     if len(groups) - len(suppressed) < 2:

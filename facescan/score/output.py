@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -41,6 +42,8 @@ METRICS_SCHEMA = pa.schema(
     _FIELDS, metadata={"facescan.scores_version": str(VERSION), "facescan.note": NOTE}
 )
 
+_ROWS_AT_ONCE = 1 << 16
+
 _Figures = Iterable[tuple[str, Rate]]
 
 
@@ -59,9 +62,9 @@ def write(
     """
     parquet = io.BytesIO()
     with pq.ParquetWriter(parquet, METRICS_SCHEMA, compression="zstd") as writer:
-        for score in scores:
-            rows = list(_rows(score))
-            writer.write_table(pa.Table.from_pylist(rows, schema=METRICS_SCHEMA))
+        rows = chain.from_iterable(map(_rows, scores))
+        while part := list(islice(rows, _ROWS_AT_ONCE)):
+            writer.write_table(pa.Table.from_pylist(part, schema=METRICS_SCHEMA))
     folder.write(PARQUET, parquet.getvalue())
     document = {
         "version": VERSION,
@@ -144,14 +147,17 @@ def _of_group(group: Group) -> _Figures:
     """What is said of the whole, a class or a bin behind a colon; one slice is enough."""
     found = group.figures
     if found is None:
-        return [("suppressed", _plain(1))]
+        return [("suppressed", _plain(1)), ("n_run_failures", _plain(group.n_run_failures))]
+    if not found.n:
+        # No row has a target: there are outcomes alone.
+        return [*_outcomes(found.unlabelled), *_rates(group.outcomes), *_selection(group)]
     figures = [
         *_headline(found),
         ("accuracy_simultaneous", group.simultaneous),
         *_more(found),
         *_outcomes(found.outcomes),
         *_rates(group.outcomes),
-        *((f"selection_rate:{label}", _plain(share)) for label, share in group.selection),
+        *_selection(group),
     ]
     for c in found.classes:
         figures += [(f"{metric}:{c.label}", rate) for metric, rate in _of_class(c)]
@@ -161,6 +167,10 @@ def _of_group(group: Group) -> _Figures:
         bin_ = f"{each.low:.1f}-{each.high:.1f}"
         figures += [(f"calibration_{metric}:{bin_}", rate) for metric, rate in _of_bin(each)]
     return figures
+
+
+def _selection(group: Group) -> _Figures:
+    return [(f"selection_rate:{label}", _plain(share)) for label, share in group.selection]
 
 
 def _of_class(c: ClassScore) -> list[tuple[str, Rate]]:
@@ -381,14 +391,21 @@ def _cell(group: Group) -> dict[str, Any]:
         "group": list(group.name),
         "n": group.n,
         "n_answered": group.n_answered,
+        "n_correct": found.n_correct if found else None,
+        "n_outside_view": found.n_outside_view if found else None,
+        "n_run_failures": group.n_run_failures,
+        "n_excluded": found.n_excluded if found else None,
         "subjects": group.subjects,
         "suppressed": group.suppressed,
         "few": group.few,
         "accuracy": _interval(group.accuracy),
         "simultaneous": _interval(group.simultaneous),
         "accuracy_answered": _interval(found.accuracy_answered if found else UNKNOWN),
+        "accuracy_worst": found.accuracy_worst if found else None,
+        "accuracy_best": found.accuracy_best if found else None,
         "balanced_accuracy": _interval(found.balanced_accuracy if found else UNKNOWN),
         "macro_f1": _interval(found.macro_f1 if found else UNKNOWN),
+        "outcomes": _occurring(found),
         "outcome_rates": _outcome_rates(group.outcomes),
         "selection_rates": dict(group.selection),
         "classes": [_class(c) for c in found.classes] if found else [],
@@ -396,6 +413,14 @@ def _cell(group: Group) -> dict[str, Any]:
         "ordinal": _ordinal(found.ordinal) if found and found.ordinal else None,
         "calibration": _calibration(found.calibration) if found and found.calibration else None,
     }
+
+
+def _occurring(found: Figures | None) -> dict[str, int]:
+    """Rows by outcome, without those that do not occur."""
+    if found is None:
+        return {}
+    outcomes = found.outcomes if found.n else found.unlabelled
+    return {str(outcome): n for outcome, n in outcomes.items() if n}
 
 
 def _test(test: EqualRate | None) -> dict[str, Any] | None:

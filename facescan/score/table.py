@@ -185,7 +185,7 @@ def _remarks(score: Score) -> Iterator[str]:
 
 
 def _without_answer(scores: Sequence[Score], names: Mapping[_Asked, str]) -> Iterator[str]:
-    """What came instead of answers, one line each; of one view, as it is the same in others."""
+    """What came instead of answers, one line each; in other views of the same rows, or fewer."""
     for score in _in_one_view(scores):
         if score.outcome_rates:
             rates = ", ".join(

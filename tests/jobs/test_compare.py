@@ -69,6 +69,25 @@ def test_what_came_instead_of_answers_stands_beside_the_accuracies(tmp_path: Pat
     assert "poet and seer, race-7: no answer of poet: refused 16.7 %." in lines
 
 
+def test_outcomes_of_one_model_under_two_protocols_are_told_apart(tmp_path: Path) -> None:
+    asked = [("neutral", 2), ("brief", 1)]
+    rows = [
+        (failed if image < refused else row)(
+            *(("refused", "White") if image < refused else ("White", "White")),
+            **{"image_id": str(image), "protocol": protocol, **SETS},
+        )
+        for protocol, refused in asked
+        for image in range(10)
+    ]
+    write(tmp_path / "run" / "predictions" / "0.parquet", rows)
+    (tmp_path / "run" / "manifest.json").write_text("{}")
+    console = quiet()
+    compare_runs([str(tmp_path / "run")], console, views=["race-7"])
+    said = [line.partition("race-7: ")[2] for line in text(console).splitlines()]
+    assert "no answer of seer brief: refused 10.0 %." in said
+    assert "no answer of seer neutral: refused 20.0 %." in said
+
+
 def test_runs_are_told_apart_and_what_only_one_has_is_said(tmp_path: Path) -> None:
     before = run_of(tmp_path / "before", "seer")
     after = run_of(tmp_path / "after", "seer", right=3, first=2)
@@ -79,7 +98,7 @@ def test_runs_are_told_apart_and_what_only_one_has_is_said(tmp_path: Path) -> No
     assert found["not_compared"]["rows_only_a"] == 2
     assert found["not_compared"]["rows_only_b"] == 2
     assert "after: seer" in text(console)
-    assert "2 rows are of seer only; not compared." in text(console)
+    assert "2 rows are of after: seer only; not compared." in text(console)
     assert not (before / "scores").exists()
 
 

@@ -196,6 +196,7 @@ def _grouping(
                 "group": list(group),
                 "n": n,
                 "n_answered": n - 2,
+                "n_run_failures": 0,
                 "subjects": None,
                 "suppressed": suppressed,
                 "few": n < 100,

@@ -140,8 +140,8 @@ def test_every_part_is_there(browser: Browser, write: Write) -> None:
         titles = page.locator("h2").all_inner_texts()
         assert titles == [
             *("Summary", "Outcomes", "Answers against targets", "Groups", "Calibration"),
-            *("Models compared", "Published and measured", "How it was made", "Limits"),
-            "Responsible use",
+            *("Models compared", "Published and measured", "Groups in detail"),
+            *("How it was made", "Limits", "Responsible use"),
         ]
         assert page.locator("table.heat").count() == len(scores)
         groupings = [grouping for score in scores for grouping in score["groups"]]
@@ -251,7 +251,7 @@ def test_it_is_in_order_for_those_who_hear_it(browser: Browser, write: Write) ->
         targets = page.evaluate(
             "[...document.querySelectorAll('nav a')].map(a => !!document.querySelector(a.hash))"
         )
-        assert len(targets) == 10
+        assert len(targets) == 11
         assert all(targets)
 
 
@@ -323,6 +323,55 @@ def test_a_page_of_many_scores_stays_below_three_megabytes() -> None:
     assert 2_000_000 < len(page.encode()) <= 3_000_000
     assert page.count("Left out, so that the page stays") > 1
     assert all(f">model-{number}" in page for number in range(40))
+
+
+def test_what_is_found_of_groups_comes_before_their_details() -> None:
+    scores = [
+        documents.score(attribute, f"model-{number}", groups=[("gender",), ("race", "gender")])
+        for attribute in documents.LABELS
+        for number in range(14)
+    ]
+    page = Report([documents.run(documents.content(scores))]).html()
+    found, detailed = page.partition('id="groups-in-detail"')[::2]
+    assert len(page.encode()) <= 3_000_000
+    assert "Left out, so that the page stays" not in found
+    assert "Left out, so that the page stays" in detailed
+    assert 0 < detailed.count('id="table-further-') < 14 * 3 * 2
+
+
+def test_of_groups_that_are_the_classes_there_are_no_details() -> None:
+    score = documents.score("race", "one", groups=[("race",), ("gender",)])
+    for cell, own in zip(score["groups"][0]["cells"], documents.RACES, strict=True):
+        for each in cell["classes"]:
+            if each["label"] != own:
+                each["support"] = 0
+    page = Report([documents.run(documents.content([score]))]).html()
+    assert "table-groups-0-0-0" in page
+    assert "table-further-0-0-0" not in page
+    assert "table-further-0-0-1" in page
+
+
+def test_a_recall_of_few_rows_is_not_shown() -> None:
+    score = documents.score("gender", "one", groups=[("race",)])
+    cells = [cell for cell in score["groups"][0]["cells"] if not cell["suppressed"]]
+    for cell, support in zip(cells, (19, 20), strict=False):
+        cell["classes"][0] |= {"support": support, "recall": documents.around(0.123, 0.1)}
+    page = Report([documents.run(documents.content([score]))]).html()
+    recalls = page.partition("table-recalls-0-0-0")[2].partition("</table>")[0]
+    assert recalls.count("12.3") == 1
+
+
+def test_groups_show_what_failed_in_the_run() -> None:
+    score = documents.score("gender", "one", groups=[("race",)])
+    assert "failed in the run" not in table_of_groups(score)
+    score["groups"][0]["cells"][0]["n_run_failures"] = 4321
+    assert "failed in the run" in table_of_groups(score)
+    assert "4,321" in table_of_groups(score)
+
+
+def table_of_groups(score: documents.Json) -> str:
+    page = Report([documents.run(documents.content([score]))]).html()
+    return page.partition('<table id="table-groups-0-0-0"')[2].partition("</table>")[0]
 
 
 def test_a_detail_too_large_for_the_page_leaves_room_for_those_after_it() -> None:
@@ -402,7 +451,7 @@ def test_groups_that_were_not_compared_are_not_called_alike(
 
 def test_a_document_with_nothing_in_it_says_so(browser: Browser, write: Write) -> None:
     with browsers.opened(browser, write(documents.content([]))) as watched:
-        assert watched.page.locator("h2").count() == 10
+        assert watched.page.locator("h2").count() == 11
         assert "hold no groups" in watched.page.locator("#groups").inner_text()
         assert watched.said == []
 

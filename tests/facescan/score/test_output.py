@@ -200,6 +200,38 @@ def test_a_rate_of_each_outcome_stands_beside_the_accuracy(tmp_path: Path) -> No
     assert ("all", "", "rate_pending") not in figures(parquet)
 
 
+def test_groups_without_targets_have_outcomes_and_selection_in_both_files(tmp_path: Path) -> None:
+    rows = [row("cap", None, group_light="dim")] * 80
+    rows += [failed("refused", None, group_light="dim")] * 20
+    parquet, text = written(tmp_path, rows, ["light"])
+    found = figures(parquet)
+    cell = json.loads(text.read_text())["scores"][0]["groups"][0]["cells"][0]
+    assert (cell["n"], cell["n_answered"]) == (100, 80)
+    assert cell["outcomes"] == {"answered": 80, "refused": 20}
+    assert cell["selection_rates"]["cap"] == 0.8
+    assert found["by:light", "dim", "selection_rate:cap"]["value"] == 0.8
+    assert found["by:light", "dim", "outcome_refused"]["value"] == 20
+    assert ("by:light", "dim", "accuracy") not in found
+
+
+def test_what_failed_in_the_run_is_counted_by_group(tmp_path: Path) -> None:
+    rows = [row("cap", "cap", group_light=light) for light in ("dim", "dark")] * 70
+    rows += [failed("no_face", "cap", group_light="dark")] * 40
+    rows += [failed("no_face", "cap", group_light="black")] * 500
+    parquet, text = written(tmp_path, rows, ["light"])
+    (grouping,) = json.loads(text.read_text())["scores"][0]["groups"]
+    cells = {cell["group"][0]: cell for cell in grouping["cells"]}
+    assert {name: cell["n_run_failures"] for name, cell in cells.items()} == {
+        "black": 500,
+        "dark": 40,
+        "dim": 0,
+    }
+    assert (cells["black"]["n"], cells["black"]["suppressed"]) == (0, True)
+    assert cells["dark"]["accuracy_worst"] == 70 / 110
+    assert figures(parquet)["by:light", "black", "n_run_failures"]["value"] == 500
+    assert "Rows that failed in the run are in no rate: black 500, dark 40." in grouping["remarks"]
+
+
 def test_keys_of_a_grouping_are_stable(tmp_path: Path) -> None:
     entry = json.loads(written(tmp_path, GROUPED, ["light"])[1].read_text())["scores"][0]
     (grouping,) = entry["groups"]
@@ -209,9 +241,11 @@ def test_keys_of_a_grouping_are_stable(tmp_path: Path) -> None:
         *("demographic_parity_difference", "outcome_tests", "findings", "remarks"),
     ]
     assert list(grouping["cells"][0]) == [
-        *("group", "n", "n_answered", "subjects", "suppressed", "few", "accuracy"),
-        *("simultaneous", "accuracy_answered", "balanced_accuracy", "macro_f1"),
-        *("outcome_rates", "selection_rates", "classes", "confusion", "ordinal", "calibration"),
+        *("group", "n", "n_answered", "n_correct", "n_outside_view", "n_run_failures"),
+        *("n_excluded", "subjects", "suppressed", "few", "accuracy", "simultaneous"),
+        *("accuracy_answered", "accuracy_worst", "accuracy_best", "balanced_accuracy"),
+        *("macro_f1", "outcomes", "outcome_rates", "selection_rates", "classes", "confusion"),
+        *("ordinal", "calibration"),
     ]
     assert list(grouping["equal_rate"]) == ["method", "statistic", "df", "p", "p_holm"]
 

@@ -42,7 +42,7 @@ def test_no_figure_is_cut_at_any_width(width: int) -> None:
     assert ("─" in text) == (width >= 70)
 
 
-def test_what_came_instead_of_answers_is_told_once_for_all_views() -> None:
+def test_what_came_instead_of_answers_is_told_in_one_view() -> None:
     text = shown([*ROWS, *[failed("blocked", "cap")] * 250])
     (line,) = (each for each in text.splitlines() if "no answer:" in each)
     assert line == "hat-4: no answer: refused 1.4 [0.9-2.2] %, blocked 20.0 [17.9-22.3] %."
