@@ -355,14 +355,14 @@ def chaos(rate: float, seconds: float, every: float) -> None:
 
 
 def rolling(rate: float, updates: int) -> None:
-    """New versions of the application while it is asked."""
+    """New versions of the application while it is asked; each may take no longer than the front."""
     with service(20, min_replicas=2, max_replicas=2) as (port, wanted):
         from jobs import serve
 
         load = Load(port, rate, 15.0 * updates)
         for number in range(updates):
             time.sleep(3)
-            serve.deploy(wanted.model_copy(update={"timeout_s": 61.0 + number}))
+            serve.deploy(wanted.model_copy(update={"timeout_s": 59.0 - number}))
         sent = load.sent()
     print(
         f"{updates} updates under {rate:g}/s: {_statuses(sent)}; "
