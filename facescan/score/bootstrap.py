@@ -45,10 +45,10 @@ def resampled(tally: Tally) -> Floats:
     found = confusion(tally).ravel()
     subjects = tally.counts.subjects
     if subjects is None:
-        total = int(found.sum())
-        if not total:
-            return np.zeros((RESAMPLES, *_shape(tally)))
-        drawn = rng.multinomial(total, found / total, RESAMPLES).astype(np.float64)
+        total, used = int(found.sum()), np.flatnonzero(found)
+        drawn = np.zeros((RESAMPLES, len(found)))
+        if total:
+            drawn[:, used] = rng.multinomial(total, found[used] / total, RESAMPLES)
         return drawn.reshape(RESAMPLES, *_shape(tally))
     cells = _cells(tally)[subjects.cell]
     tried = tally.tried[subjects.cell]

@@ -77,10 +77,11 @@ def write(
 
 
 def _rows(score: Score) -> Iterator[dict[str, Any]]:
+    key = asdict(score.key)
     for name, group, n, answered, figures in (*_slices(score), *_group_slices(score)):
         for metric, rate in figures:
             yield {
-                **asdict(score.key),
+                **key,
                 "slice": name,
                 "group": group,
                 "metric": metric,
