@@ -1,7 +1,6 @@
 """Scores -> `metrics.parquet` for tools and `metrics.json` for people; docs/scores.md has both."""
 
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
@@ -10,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import to_json
 
 from facescan.score.calibration import Bin, Calibration
 from facescan.score.compare import Comparison
@@ -72,7 +72,8 @@ def write(
         "scores": [_entry(score) for score in scores],
         "comparisons": [each.entry() for each in comparisons],
     }
-    folder.write(JSON, (json.dumps(document, indent=1) + "\n").encode())
+    # Python's own encoder takes 2 s of 7 MB where there are line breaks, this one 0.1 s.
+    folder.write(JSON, to_json(document, indent=1) + b"\n")
     return f"{folder.location}/{PARQUET}", f"{folder.location}/{JSON}"
 
 
