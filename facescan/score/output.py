@@ -72,7 +72,7 @@ def write(
         "scores": [_entry(score) for score in scores],
         "comparisons": [each.entry() for each in comparisons],
     }
-    # Python's own encoder takes 2 s of 7 MB where there are line breaks, this one 0.1 s.
+    # Python's own encoder takes ten times as long where there are line breaks: 0.4 s of 7 MB.
     folder.write(JSON, to_json(document, indent=1) + b"\n")
     return f"{folder.location}/{PARQUET}", f"{folder.location}/{JSON}"
 
