@@ -1,6 +1,6 @@
 """A hosted run against vLLM's own server beside a bare script of asyncio and openai: rows a second.
 
-    python -m bench.hosted_vllm [--pictures 150] [--rounds 3] [--connections 32] [--shared]
+    python -m bench.hosted_vllm [--pictures 250] [--rounds 5] [--connections 32] [--shared]
 
 Both sides send the same requests, four questions a picture, to one server of vLLM with the
 tiny-llava that ships with facescan, and may make as many calls at a time. They alternate. The
@@ -212,8 +212,8 @@ def compare(pictures: int, rounds: int, connections: int, shared: bool) -> list[
 
 
 def main(
-    pictures: int = 150,
-    rounds: int = 3,
+    pictures: int = 250,
+    rounds: int = 5,
     connections: int = 32,
     shared: Annotated[bool, typer.Option("--shared")] = False,
     bare_at: Annotated[str | None, typer.Option("--bare", hidden=True)] = None,

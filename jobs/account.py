@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from facescan.models import ModelCard
 from facescan.run.ledger import Ledger
 from facescan.storage import Storage
-from serving.account import Account, Ended, ForgottenError, Queue
+from serving.account import Account, Ended, ForgottenError, Queue, Stop
 from serving.engines import hosted
 from serving.limiter import Limiter, Limits
 from serving.tokens import HostedOptions
@@ -35,7 +35,7 @@ class Accounts:
     turns: Any
     money: Any
 
-    def account(self, client: str, stop: asyncio.Event) -> Account:
+    def account(self, client: str, stop: Stop) -> Account:
         """An engine's side of them."""
         return Account(client, _Turns(self.turns), _Money(self.money, client), stop)
 
@@ -130,19 +130,27 @@ class _Turns:
     async def acquire(self, client: str, tokens: int) -> int:
         if self._beats is None:
             self._beats = asyncio.create_task(self._beat(client))
-        turn = asyncio.get_running_loop().create_future()
+        turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._wanted[turn] = tokens
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask(client))
-        asking = self._asking
+            self._asking.add_done_callback(self._asked)
         try:
-            await asyncio.wait({turn, asking}, return_when=asyncio.FIRST_COMPLETED)
-            if not turn.done():
-                asking.result()  # raises: it does not end before all have their turn
-            return int(turn.result())
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                await self.ended(turn.result(), Ended("failed"))
+            raise
         finally:
             self._wanted.pop(turn, None)
-            turn.cancel()
+
+    def _asked(self, asking: "asyncio.Task[None]") -> None:
+        """Asking ends when all have their turn, or with what is wrong for all of them."""
+        for turn in self._wanted:
+            if asking.cancelled():
+                turn.cancel()
+            elif (error := asking.exception()) is not None and not turn.done():
+                turn.set_exception(error)
 
     async def _ask(self, client: str) -> None:
         while self._wanted:

@@ -37,7 +37,7 @@ from facescan.types import Question, Reply, Request, request_id
 from jobs.account import Accounts
 from jobs.cluster import Share
 from serving import engine as engines
-from serving.account import NotAskedError
+from serving.account import NotAskedError, Stop
 from serving.engine import Engine, EngineSettings
 
 REPORT_SCHEMA = pa.schema(
@@ -128,7 +128,7 @@ class EngineActor:
         self._counts: list[Any] = []
         self._beside = _Beside()
         self._stopped: asyncio.Future[None] | None = None
-        self._stop = asyncio.Event()
+        self._stop = Stop()
         try:
             self._start()
         except FacescanError as error:

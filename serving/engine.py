@@ -62,8 +62,8 @@ class Engine(Protocol):
     Attributes:
         info: what is answering.
         calls_in_flight: None: a local engine, which takes whole batches and schedules itself. A
-            number: every call costs money; the caller makes at most so many at a time, and each
-            reply is durable before its place is given to another.
+            number: every call costs money; the caller makes at most so many at a time (some may
+            wait in the engine), and each reply is durable before its place is given to another.
     """
 
     info: EngineInfo

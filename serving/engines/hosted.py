@@ -242,7 +242,10 @@ class HostedEngine:
             f"{self._model} at {server(self._options)}",
             numerics(card),
         )
-        self.calls_in_flight: int | None = self._options.limits.connections
+        # Twice what may be called at a time: the next, its picture made, takes its turn while the
+        # reply before it is written. Of 32 connections 25.1 were in use when there were as many
+        # places, 27.6 so (bench.hosted_vllm).
+        self.calls_in_flight: int | None = 2 * self._options.limits.connections
         found = key(self._options.api_key)
         self._secrets = () if found is None else (found,)
         self._client = AsyncOpenAI(
@@ -385,25 +388,20 @@ class HostedEngine:
         return reading
 
     async def _call(self, body: dict[str, Any]) -> Reading:
+        import httpx2
         from openai import APIError
 
         try:
             # The SDK's own limit is of a read, and a server may send a byte now and then.
             async with asyncio.timeout(self._options.timeout_s):
-                raw = await self._client.chat.completions.with_raw_response.create(
-                    model=body["model"],
-                    messages=body["messages"],
-                    # Named as arguments, fields that the SDK does not know are refused, and those
-                    # called like an option of the SDK are not sent.
-                    extra_body={
-                        name: value
-                        for name, value in body.items()
-                        if name not in ("model", "messages")
-                    },
+                # Not `chat.completions.create`: it refuses fields that it does not know, does not
+                # send those called like an option of its own, and looks through all of the others,
+                # an eighth of this process's time.
+                response = await self._client.post(
+                    "/chat/completions", cast_to=httpx2.Response, body=body
                 )
         except (APIError, TimeoutError, UnicodeEncodeError) as error:
             return provider.of_failure(error, secrets=self._secrets)
-        response = raw.http_response
         return provider.of_response(
             response.status_code,
             dict(response.headers),
