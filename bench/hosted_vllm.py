@@ -12,7 +12,9 @@ a machine to itself. With --shared all have all cores: then a second of a run's 
 a second that the server lacks, which says how much a run needs rather than how fast it is.
 
 What is timed is from the beginning of the first call to the end of the last answer: of a run by the
-times in its replies. Its start (Ray, the engine's process) and its end are not in that.
+times in its replies. Its start (Ray, the engine's process) and its end are not in that. By
+Little's law the seconds that the server says it has spent on calls, as a part of those, are how
+many calls were with it at a time.
 """
 
 import asyncio
@@ -95,6 +97,14 @@ def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None
             assert process.poll() is None, log.read_text()[-4000:]
             assert time.monotonic() < until, log.read_text()[-4000:]
             time.sleep(0.5)
+
+
+def seconds_of_calls(address: str) -> float:
+    """What the server has spent on its calls so far, all together."""
+    name = 'http_request_duration_seconds_sum{handler="/v1/chat/completions"'
+    with urlopen(address.removesuffix("/v1") + "/metrics", timeout=60) as response:
+        lines = response.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 
 def bodies(data: str, address: str) -> dict[str, dict[str, Any]]:
@@ -197,14 +207,18 @@ def compare(pictures: int, rounds: int, connections: int, shared: bool) -> list[
         with vllm_server(place / "log", set(cores[:half])) as address, _on(set(cores[-half:])):
             bare_run(address, data, connections)  # the first answers of a server are slow
             for number in range(rounds):
+                before = seconds_of_calls(address)
                 theirs, bare_s = bare_run(address, data, connections)
+                between = seconds_of_calls(address)
                 ours, run_s = facescan_run(address, data, connections, place / f"run-{number}")
+                at_once = (seconds_of_calls(address) - between) / run_s
                 assert ours.keys() == theirs.keys(), "other requests than the run's"
                 same = sum(ours[key] == theirs[key] for key in ours)
                 ratios.append(bare_s / run_s)
                 print(
-                    f"{len(ours)} rows: run {len(ours) / run_s:.1f}/s, script "
-                    f"{len(ours) / bare_s:.1f}/s: {ratios[-1]:.2f}; {same} answers the same",
+                    f"{len(ours)} rows: run {len(ours) / run_s:.1f}/s, {at_once:.1f} calls at a "
+                    f"time; script {len(ours) / bare_s:.1f}/s, {(between - before) / bare_s:.1f}: "
+                    f"{ratios[-1]:.2f}; {same} answers the same",
                     flush=True,
                 )
                 assert same == len(ours), "other answers"

@@ -108,7 +108,7 @@ class Stop:
             waiting.close()
             raise NotAskedError
         # Ends the wait from outside, with no task of its own: each task between a turn and the call
-        # that waits for it costs two rounds of a busy event loop, 4 ms each (bench.hosted_vllm).
+        # that waits for it costs two rounds of a busy event loop.
         until = asyncio.timeout(None)
         try:
             async with until:

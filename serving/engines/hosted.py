@@ -243,8 +243,8 @@ class HostedEngine:
             numerics(card),
         )
         # Twice what may be called at a time: the next, its picture made, takes its turn while the
-        # reply before it is written. Of 32 connections 25.1 were in use when there were as many
-        # places, 27.6 so (bench.hosted_vllm).
+        # reply before it is written. Of 32 connections 28.0 are in use so, 25 with as many places
+        # (bench.hosted_vllm).
         self.calls_in_flight: int | None = 2 * self._options.limits.connections
         found = key(self._options.api_key)
         self._secrets = () if found is None else (found,)
